@@ -1,0 +1,27 @@
+"""The two ways in which deltalens says no; the command line turns each into `error:` and `fix:` lines."""
+
+
+class DeltalensError(Exception):
+    """A problem that the user can mend, never shown with a traceback.
+
+    Args:
+        error: What is wrong, one sentence without a full stop, naming the thing.
+        fix: What to do about it, where there is something to do.
+    """
+
+    exit_code = 2
+
+    def __init__(self, error: str, fix: str | None = None) -> None:
+        super().__init__(error if fix is None else f"{error} (fix: {fix})")
+        self.error = error
+        self.fix = fix
+
+
+class BadInput(DeltalensError):
+    """Bad usage or an input that cannot be read: exit code 2."""
+
+
+class Refused(DeltalensError):
+    """The input is readable, but the work would be wrong, unsafe or would overwrite: exit code 3."""
+
+    exit_code = 3

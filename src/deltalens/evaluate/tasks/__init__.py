@@ -1,0 +1,1 @@
+"""One small file per task: seeded splits and an exact checker."""

@@ -1,0 +1,1 @@
+"""The embedded family: checkpoints as package data, the recipe that made them, and their card."""

@@ -1,0 +1,1 @@
+"""A running transformer: load and generate."""

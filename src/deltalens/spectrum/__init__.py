@@ -1,0 +1,1 @@
+"""The delta of matrices: Gram, spectra, ranks, noise, edges."""
