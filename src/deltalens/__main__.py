@@ -1,6 +1,6 @@
 """`python -m deltalens` is the command line."""
 
-from deltalens.cli.main import main
+from deltalens.cli.main import entry
 
 if __name__ == "__main__":
-    main()
+    entry()

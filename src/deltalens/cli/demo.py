@@ -1,0 +1,48 @@
+"""`deltalens demo`: what reasoning training changed in the embedded family, in under a minute."""
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from deltalens.cli.display import err, measuring, out
+from deltalens.cli.measure import show
+
+PAIRS = (("base", "instruct"), ("instruct", "reasoning"))
+"""Ordinary fine-tuning first: what it also does is not specific to reasoning."""
+
+
+@dataclass(frozen=True, slots=True)
+class Demo:
+    """Measure base → instruct and instruct → reasoning of the embedded family and write one page."""
+
+    out: Annotated[str, tyro.conf.arg(metavar="DIR")] = "demo-out"
+    """Directory for both runs and the page."""
+    quiet: bool = False
+    """No progress on stderr."""
+
+    def run(self) -> int:
+        """Measure both pairs, print both tables, write the page."""
+        from deltalens.checkpoint.pair import Pair
+        from deltalens.report.page import write_page
+        from deltalens.spectrum.measure import measure_diff
+
+        folder = Path(self.out)
+        runs = []
+        for base, tuned in PAIRS:
+            pair = Pair.open(f"family:{base}", f"family:{tuned}")
+            target = folder / f"{base}-to-{tuned}"
+            command = shlex.join(["deltalens", "measure", f"family:{base}", f"family:{tuned}", "--out", str(target)])
+            if not self.quiet:
+                err(command)
+            with measuring(self.quiet) as progress:
+                runs.append(measure_diff(pair, target, progress=progress, command=command))
+        for run in runs:
+            show(run)
+            out("")
+        page = folder / "report.html"
+        write_page(runs, page)
+        out(f"the page: {page.resolve()}")
+        return 0

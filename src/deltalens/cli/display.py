@@ -1,0 +1,108 @@
+"""What a person sees: tables on stdout, progress on stderr, and no control characters from anyone's file."""
+
+import sys
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from time import monotonic
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from deltalens.spectrum.measure import Progress
+
+_PLAIN_EVERY = 10.0
+"""Seconds between progress lines where stderr is no terminal."""
+
+
+def printable(text: str) -> str:
+    """`text` with everything that could steer a terminal shown as an escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def out(text: str) -> None:
+    """One line on stdout."""
+    sys.stdout.write(text + "\n")
+
+
+def err(text: str) -> None:
+    """One line on stderr."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 2) -> None:
+    """Print a table on stdout.
+
+    Args:
+        title: Above it.
+        columns: Headings.
+        rows: Cells, taken as plain text.
+        left: How many columns are words; the others are numbers and align right.
+    """
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = Table(title=Text(printable(title)), box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    for i, column in enumerate(columns):
+        shown.add_column(column, justify="left" if i < left else "right", no_wrap=True)
+    for row in rows:
+        shown.add_row(*(Text(printable(cell)) for cell in row))
+    width = None if sys.stdout.isatty() else 200  # a pipe has no width; 80 would cut numbers
+    Console(file=sys.stdout, width=width, highlight=False).print(shown)
+
+
+def number(value: float | None, form: str = ".3g") -> str:
+    """A number for a table, an en dash where there is none."""
+    return "–" if value is None else format(value, form)
+
+
+def size(count: float) -> str:
+    """Bytes in the unit that reads best."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.2f} TB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words short enough for a progress line."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+@contextmanager
+def measuring(quiet: bool) -> Generator[Callable[["Progress"], None] | None, None, None]:
+    """A progress sink for `measure_diff`: one live line on a terminal, a line now and then elsewhere."""
+    if quiet:
+        yield None
+        return
+    live = sys.stderr.isatty()
+    last = monotonic()
+
+    def show(step: "Progress") -> None:
+        nonlocal last
+        now = monotonic()
+        finished = step.tasks_done == step.tasks
+        if now - last < (0.1 if live else _PLAIN_EVERY) and not finished:
+            return
+        last = now
+        left = "" if step.seconds_left is None or finished else f", {duration(step.seconds_left)} left"
+        line = (
+            f"measure: {step.tasks_done}/{step.tasks} tensors, {size(step.bytes_done)} of {size(step.bytes)}"
+            f"{left}  {printable(step.name)}"
+        )
+        if live:
+            sys.stderr.write("\r\x1b[K" + line[:100])
+            sys.stderr.flush()
+        else:
+            err(line)
+
+    try:
+        yield show
+    finally:
+        if live:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()

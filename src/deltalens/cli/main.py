@@ -1,0 +1,98 @@
+"""The `deltalens` command: verbs, exit codes, and errors as `error:` and `fix:` lines."""
+
+import contextlib
+import io
+import os
+import re
+import sys
+from typing import Annotated, Any
+
+import tyro
+
+from deltalens.cli.demo import Demo
+from deltalens.cli.display import err, printable
+from deltalens.cli.family import Card, List, Path, Train
+from deltalens.cli.measure import Measure
+from deltalens.cli.plan import PlanCommand
+from deltalens.cli.report import Report
+from deltalens.errors import DeltalensError
+
+_Family = (
+    Annotated[List, tyro.conf.subcommand("list")]
+    | Annotated[Path, tyro.conf.subcommand("path")]
+    | Annotated[Card, tyro.conf.subcommand("card")]
+    | Annotated[Train, tyro.conf.subcommand("train")]
+)
+_Command = (
+    Annotated[Demo, tyro.conf.subcommand("demo")]
+    | Annotated[PlanCommand, tyro.conf.subcommand("plan")]
+    | Annotated[Measure, tyro.conf.subcommand("measure")]
+    | Annotated[Report, tyro.conf.subcommand("report")]
+    | Annotated[_Family, tyro.conf.subcommand("family", description="The embedded checkpoints.")]
+)
+_STYLE = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff)
+_INTERRUPTED = 130
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns its exit code: 0 done, 2 bad input, 3 refused, 130 interrupted, 1 a bug."""
+    try:
+        return _parse(argv).run()
+    except DeltalensError as problem:
+        err(f"error: {printable(problem.error)}")
+        if problem.fix:
+            err(f"fix: {printable(problem.fix)}")
+        return problem.exit_code
+    except KeyboardInterrupt:
+        err("\ninterrupted; repeat the command to go on where it stopped")
+        return _INTERRUPTED
+    except BrokenPipeError:  # the reader of our output left, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _parse(argv: list[str] | None) -> Any:
+    """The command that the arguments name; bad usage ends in two lines, not in a box."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(
+                _Command,
+                prog="deltalens",
+                description="What reasoning training changed in the weights, matrix by matrix, above its noise floor.",
+                args=argv,
+                config=_STYLE,
+            )
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        error, fix = _usage(said.getvalue())
+        err(f"error: {error}")
+        err(f"fix: {fix}")
+        raise SystemExit(2) from None
+
+
+def _usage(box: str) -> tuple[str, str]:
+    """The error and the fix in one of tyro's boxes."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", box)
+    lines = [line.strip(" │╭╮╰╯─") for line in text.splitlines()]
+    sections: list[list[str]] = [[]]
+    for raw, line in zip(text.splitlines(), lines, strict=True):
+        if set(raw.strip(" │")) <= {"─"}:
+            sections.append([])
+        elif line:
+            sections[-1].append(line)
+    title, *body = sections[0] or ["bad usage"]
+    error = " ".join(body) or title
+    hints = [" ".join(section) for section in sections[1:] if section]
+    fix = "; ".join(hint for hint in hints if not hint.startswith("For full helptext"))
+    return error[:1].lower() + error[1:], fix or "deltalens --help"
+
+
+def entry() -> None:
+    """The console script."""
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    entry()

@@ -1,0 +1,113 @@
+"""`deltalens measure`: the delta pass over any two checkpoints."""
+
+import json
+import shlex
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from deltalens.cli.display import duration, err, measuring, number, out, table
+
+if TYPE_CHECKING:
+    from deltalens.store.run import Run
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """Measure what changed in every matrix, above its noise floor; resumes where it stopped."""
+
+    base: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="BASE")]
+    """Directory, .safetensors file, hub-id[@revision] or family:NAME."""
+    tuned: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TUNED")]
+    """The checkpoint that was trained from it."""
+    out: Annotated[str, tyro.conf.arg(metavar="RUN")]
+    """Directory of the result: new, or the same pair and settings to resume."""
+    top: int = 16
+    """Singular vectors kept per matrix."""
+    both_rounded: bool = False
+    """Both sides were rounded from wider masters: count both roundings as noise."""
+    match: Annotated[str | None, tyro.conf.arg(metavar="GLOB")] = None
+    """Spectra only of tensors whose canonical name matches, such as '*.mlp.*'."""
+    threads: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """BLAS threads; all cores by default, those of the RUN when resuming."""
+    verify: bool = False
+    """Hash every byte of both checkpoints into the identity of the run."""
+    json: bool = False
+    """Print the run record as JSON in place of the table."""
+    quiet: bool = False
+    """No progress on stderr."""
+
+    def run(self) -> int:
+        """Measure, then print one line per kind and depth third."""
+        from deltalens.checkpoint.pair import Pair
+        from deltalens.spectrum.measure import measure_diff
+
+        pair = Pair.open(self.base, self.tuned, self.match)
+        for warning in pair.warnings:
+            err(f"warning: {warning}")
+        with measuring(self.quiet) as progress:
+            run = measure_diff(
+                pair,
+                self.out,
+                top=self.top,
+                both_rounded=self.both_rounded,
+                threads=self.threads,
+                verify=self.verify,
+                progress=progress,
+                command=shlex.join(["deltalens", *sys.argv[1:]]),
+            )
+        for warning in run.record["warnings"][len(pair.warnings) :]:
+            err(f"warning: {warning}")
+        if self.json:
+            out(json.dumps(run.record, indent=2, ensure_ascii=False))
+        else:
+            show(run)
+        return 0
+
+
+def show(run: "Run") -> None:
+    """Print the table of a RUN and where it lies."""
+    from deltalens.spectrum.summary import summarise
+
+    pair, totals = run.record["pair"], run.record["totals"]
+    lines = summarise(run)
+    table(
+        f"{pair['base']['source']} → {pair['tuned']['source']}",
+        [
+            "kind",
+            "depth",
+            "n",
+            "‖Δ‖/‖W‖",
+            "raw rank",
+            "denoised",
+            "above floor",
+            "spikes",
+            "zeros",
+            "predicted",
+        ],
+        [
+            [
+                line.kind,
+                line.depth or "–",
+                str(line.matrices),
+                number(line.relative_change),
+                number(line.effective_rank, ".1f"),
+                number(line.denoised_effective_rank, ".1f"),
+                f"{line.above_floor}/{line.matrices}",
+                number(line.spikes, "g"),
+                number(line.zero_fraction, ".3f"),
+                number(line.predicted_zero_fraction, ".3f"),
+            ]
+            for line in lines
+        ],
+    )
+    out(
+        f"{totals['matrices']} matrices hold {totals['share_measured']:.1%} of ‖Δ‖²; "
+        f"‖Δ‖/‖W‖ = {number(totals['relative_change'])} over {totals['compared']} of {totals['tensors']} tensors; "
+        f"{duration(totals['seconds'])}, peak {run.record['peak_rss_bytes'] / 1e6:.0f} MB"
+    )
+    out("rank: effective rank (Roy–Vetterli), raw and above the rounding floor; medians. zeros: share of unchanged")
+    out("entries, and what 16-bit rounding of a dense update of this size would leave.")
+    out(f"stored in {run.path}; next: deltalens report {shlex.quote(str(run.path))}")

@@ -1,0 +1,157 @@
+"""Spikes: singular values that neither rounding nor the sizes of the entries can explain (MEASURES §2).
+
+The null spectrum is σ₁ of the delta with the sign of every entry drawn at random. Sign flips keep each entry's size,
+and with it row scales, column scales and heavy tails, and destroy any low rank that is spread over rows and columns.
+Spikes already found are taken out first, else they would raise the edge that they are judged by.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Float32, Float64
+
+from deltalens.spectrum.delta import Delta
+from deltalens.spectrum.gram import (
+    ZERO,
+    Tridiagonal,
+    gram,
+    long_vectors,
+    short_vectors,
+    singular_values,
+    tridiagonalise,
+)
+from deltalens.spectrum.ranks import numerical_rank
+
+EXACT_SHORT = 512
+"""Up to this short side the edge is exact; above it 30 Lanczos steps find σ₁ to better than the edge's own spread."""
+
+MOST_VECTORS = 256
+MOST_ROUNDS = 8
+_SIGN_ROWS = 1024  # rows of X per seeded draw, so that the signs do not depend on block sizes
+
+
+@dataclass(frozen=True, slots=True)
+class Spikes:
+    """The outcome for one delta.
+
+    Attributes:
+        edge: `bulk_edge`, in units of σ.
+        count: `spikes`, at most 256.
+        capped: Whether more than 256 lie above both edges.
+    """
+
+    edge: float
+    count: int
+    capped: bool
+
+
+def seed_of(name: str, seed: int) -> int:
+    """A 64-bit seed for one matrix, the same on every machine."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8], "little")
+
+
+def find_spikes(delta: Delta, form: Tridiagonal, sigma: Float64[np.ndarray, " q"], floor: float, seed: int) -> Spikes:
+    """Count the singular values above both the rounding floor and the sign-flip edge.
+
+    The edge is (1 + 1.5/√q)·σ₁(R∘E)/√((1 − k/m)(1 − k/n)), with R = Δ less the k spikes found so far and E one
+    seeded ±1 matrix; k starts at 0, may only grow, and the search stops when it is unchanged, after at most 8 rounds.
+
+    Args:
+        delta: Its blocks are read once per round.
+        form: Tridiagonal form of its Gram matrix, for the vectors of the spikes.
+        sigma: Its complete spectrum.
+        floor: `floor_edge`.
+        seed: Of E.
+    """
+    q, p = delta.short, delta.long
+    zero = ZERO * sigma[0]
+    k, edge = 0, 0.0
+    for _ in range(MOST_ROUNDS):
+        if k >= q:  # nothing is left to flip
+            break
+        flipped = _top(lambda k=k: _flipped(delta, form, sigma, k, seed), delta, seed)
+        edge = float((1 + 1.5 / q**0.5) * flipped / ((1 - k / q) * (1 - k / p)) ** 0.5)
+        found = int(np.count_nonzero(sigma > max(floor, edge, zero)))
+        if min(found, MOST_VECTORS) <= k:
+            break
+        k = min(found, MOST_VECTORS)
+    above = int(np.count_nonzero(sigma > max(floor, edge, zero)))
+    return Spikes(edge, min(above, MOST_VECTORS), above > MOST_VECTORS)
+
+
+def _flipped(
+    delta: Delta, form: Tridiagonal, sigma: Float64[np.ndarray, " q"], k: int, seed: int
+) -> Iterator[Float32[np.ndarray, "_ q"]]:
+    """Blocks of (X − its k leading terms)∘E."""
+    if k:
+        k = min(k, numerical_rank(sigma, ZERO))
+        short = short_vectors(form, k)
+        left = (long_vectors(delta.blocks(), short, sigma[:k]) * sigma[:k]).astype(np.float32)
+        right = short.T.astype(np.float32)
+    start = 0
+    for block in delta.blocks():
+        residual = block - left[start : start + len(block)] @ right if k else block
+        yield residual * _signs(start, len(block), delta.short, seed)
+        start += len(block)
+
+
+def _signs(start: int, count: int, width: int, seed: int) -> Float32[np.ndarray, "c q"]:
+    """Rows start … start + count of E, drawn in fixed groups of rows."""
+    first, last = start // _SIGN_ROWS, (start + count - 1) // _SIGN_ROWS
+    groups = []
+    for group in range(first, last + 1):
+        raw = np.random.Philox(key=seed, counter=group << 64).random_raw(-(-_SIGN_ROWS * width // 64))
+        groups.append(np.unpackbits(raw.view(np.uint8), count=_SIGN_ROWS * width).reshape(_SIGN_ROWS, width))
+    bits = np.concatenate(groups)[start - first * _SIGN_ROWS :][:count]
+    return bits.astype(np.float32) * 2 - 1
+
+
+def _top(flipped: Callable[[], Iterator[Float[np.ndarray, "_ q"]]], delta: Delta, seed: int) -> float:
+    """σ₁ of a matrix given as blocks: exact when small, by Lanczos otherwise."""
+    if delta.short <= EXACT_SHORT:
+        return float(singular_values(tridiagonalise(gram(flipped(), delta.short)))[0])
+    if delta.held is None:  # one pass into a Gram matrix instead of sixty over the disk
+        total = gram(flipped(), delta.short)
+        total += np.tril(total, -1).T
+        return lanczos_top(lambda v: (total @ v).astype(np.float32), delta.short, seed)
+    whole = np.empty((delta.long, delta.short), np.float32)
+    start = 0
+    for block in flipped():
+        whole[start : start + len(block)] = block
+        start += len(block)
+    return lanczos_top(lambda v: whole.T @ (whole @ v), delta.short, seed)
+
+
+def lanczos_top(
+    product: Callable[[Float32[np.ndarray, " q"]], Float32[np.ndarray, " q"]],
+    q: int,
+    seed: int,
+    steps: int = 30,
+) -> float:
+    """√ of the largest eigenvalue of a symmetric positive operator, by Lanczos with full re-orthogonalisation.
+
+    Args:
+        product: v ↦ XᵀXv in float32.
+        q: Its dimension.
+        seed: Of the starting vector.
+        steps: Krylov dimension.
+    """
+    basis = np.zeros((steps, q), np.float32)
+    alpha, beta = np.zeros(steps), np.zeros(steps)
+    v = np.random.default_rng(seed).standard_normal(q).astype(np.float32)
+    v /= np.linalg.norm(v)
+    for i in range(steps):
+        basis[i] = v
+        w = product(v)
+        alpha[i] = float(v @ w)
+        for _ in range(2):  # twice is enough (Kahan and Parlett)
+            w = w - basis[: i + 1].T @ (basis[: i + 1] @ w)
+        beta[i] = float(np.linalg.norm(w))
+        if beta[i] <= 1e-6 * abs(alpha[0]) or i == steps - 1:
+            steps = i + 1
+            break
+        v = w / np.float32(beta[i])
+    tridiagonal = np.diag(alpha[:steps]) + np.diag(beta[: steps - 1], 1) + np.diag(beta[: steps - 1], -1)
+    return float(np.sqrt(max(np.linalg.eigvalsh(tridiagonal)[-1], 0.0)))

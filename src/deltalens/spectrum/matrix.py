@@ -1,0 +1,179 @@
+"""The delta task of one tensor: everything that MEASURES §1–§2 asks of one matrix, from one Gram."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from deltalens.checkpoint.dtypes import sixteen_bit
+from deltalens.checkpoint.pair import Row
+from deltalens.checkpoint.read import Reader
+from deltalens.spectrum.delta import Delta, Sums
+from deltalens.spectrum.edge import find_spikes, seed_of
+from deltalens.spectrum.gram import (
+    ZERO,
+    certificate,
+    fix_signs,
+    gram,
+    long_vectors,
+    short_vectors,
+    singular_values,
+    tridiagonalise,
+)
+from deltalens.spectrum.noise import (
+    denoised_effective_rank,
+    floor_edge,
+    noise_model,
+    noise_sigma,
+    predicted_zero_fraction,
+    snr,
+)
+from deltalens.spectrum.ranks import numerical_rank, shape_of
+from deltalens.store.parts import Part
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything besides the inputs that a number may depend on; stored in `run.json`.
+
+    Attributes:
+        top: Singular vectors kept per matrix.
+        both_rounded: Whether both sides' rounding counts as noise.
+        match: The glob that chose the matrices, None for all.
+        threads: BLAS threads; sums are taken in another order with another count.
+        block_bytes: Largest block read from one side, as float32.
+        seed: Of the sign flips.
+    """
+
+    top: int = 16
+    both_rounded: bool = False
+    match: str | None = None
+    threads: int = 1
+    block_bytes: int = 2**24  # 16 MB: as fast as 64 MB, and several blocks live at once
+    seed: int = 0
+
+
+def measure_matrix(row: Row, settings: Settings) -> Part:
+    """Measure the delta of one 2-D tensor.
+
+    Returns:
+        A part whose row holds the columns of `matrices.parquet` and whose arrays are the complete `sigma` (float64)
+        and the kept `left` and `right` vectors as rows (float32); a refused tensor has neither.
+    """
+    assert row.base is not None and row.tuned is not None
+    began = perf_counter()
+    delta = Delta(row, settings.block_bytes)
+    sums = delta.scan()
+    if not sums.finite:
+        return Part({"status": "refused", "reason": _not_finite(sums), "norm_delta_sq": None}, {})
+    m, n = delta.rows, delta.cols
+    reduced = perf_counter()
+    form = tridiagonalise(gram(delta.blocks(), delta.short))
+    sigma = singular_values(form)
+    seconds_spectrum = delta.seconds + perf_counter() - reduced
+
+    model = noise_model(row.base.dtype, row.tuned.dtype, settings.both_rounded)
+    noise = noise_sigma(model, sums.binades_base, sums.binades_tuned, row.base.dtype, row.tuned.dtype)
+    floor = floor_edge(noise, m, n)
+    zero = ZERO * sigma[0]
+    above = int(np.count_nonzero(sigma > max(floor, zero)))
+    spikes = find_spikes(delta, form, sigma, floor, seed_of(row.name.name, settings.seed))
+    energy = float(sigma @ sigma)
+    same_grid = row.base.dtype == row.tuned.dtype and sixteen_bit(row.tuned.dtype)
+    numbers: dict[str, Any] = {
+        **_norms(sums),
+        "zero_fraction": sums.zeros / (m * n),
+        "changed_relative": sums.relative / (m * n),
+        "changed_absolute": sums.absolute / (m * n),
+        "row_share_1": float(sums.row_sq.max() / sums.delta_sq) if sums.delta_sq else 0.0,
+        "col_share_1": float(sums.col_sq.max() / sums.delta_sq) if sums.delta_sq else 0.0,
+        **shape_of(sigma),
+        "noise_model": model,
+        "noise_sigma": noise,
+        "snr": snr(sums.delta_sq, noise, m, n),
+        "floor_edge": floor,
+        "above_floor": above,
+        "bulk_edge": spikes.edge,
+        "spikes": spikes.count,
+        "spikes_capped": spikes.capped,
+        "spike_energy": float(sigma[: spikes.count] @ sigma[: spikes.count]) / energy if energy else 0.0,
+        "denoised_effective_rank": denoised_effective_rank(sigma, above, noise, m, n),
+        "predicted_zero_fraction": predicted_zero_fraction(sums.binades_base, row.base.dtype, sums.delta_sq / (m * n))
+        if model == "tuned_rounded" and same_grid
+        else None,
+    }
+    arrays, proof = _vectors(delta, form, sigma, settings.top)
+    return Part(
+        {
+            "status": "measured",
+            "reason": row.reason,
+            "norm_delta_sq": sums.delta_sq,
+            **numbers,
+            "certificate": proof,
+            "seconds_spectrum": seconds_spectrum,
+            "seconds": perf_counter() - began,
+        },
+        {"sigma": sigma, **arrays},
+    )
+
+
+def norm_only(row: Row, settings: Settings) -> Part:
+    """‖Δ‖² of a tensor that gets no spectrum: vectors, three and more dimensions, matrices left out by --match."""
+    assert row.base is not None and row.tuned is not None
+    total = base_sq = tuned_sq = 0.0
+    with Reader(row.base) as base, Reader(row.tuned) as tuned, np.errstate(invalid="ignore", over="ignore"):
+        for b, t in zip(_chunks(base, settings.block_bytes), _chunks(tuned, settings.block_bytes), strict=True):
+            total += _square(t - b)
+            base_sq += _square(b)
+            tuned_sq += _square(t)
+    if not np.isfinite(total + base_sq + tuned_sq):
+        sums = Sums(np.array([total]), np.zeros(0), base_sq=base_sq, tuned_sq=tuned_sq)
+        return Part({"status": "refused", "reason": _not_finite(sums), "norm_delta_sq": None}, {})
+    row_out = {"status": row.status, "reason": row.reason, "norm_delta_sq": total}
+    return Part({**row_out, "norm_base_sq": base_sq, "norm_tuned_sq": tuned_sq}, {})
+
+
+def _chunks(reader: Reader, block_bytes: int) -> Iterator[np.ndarray]:
+    """The tensor in blocks along its first dimension."""
+    shape = reader.info.shape
+    if not shape:
+        yield reader.all().reshape(1)  # a difference of 0-D arrays would be a bare number
+        return
+    step = max(1, block_bytes // (4 * max(1, prod(shape[1:]))))
+    for start in range(0, shape[0], step):
+        yield reader.rows(start, start + step)
+
+
+def _square(x: np.ndarray) -> float:
+    flat = x.ravel().astype(np.float64)
+    return float(flat @ flat)
+
+
+def _norms(sums: Sums) -> dict[str, float | None]:
+    base, tuned = sums.base_sq**0.5, sums.tuned_sq**0.5
+    return {
+        "norm_base": base,
+        "norm_tuned": tuned,
+        "norm_delta": sums.delta_sq**0.5,
+        "relative_change": sums.delta_sq**0.5 / base if base else None,
+        "cosine": min(1.0, max(-1.0, sums.product / (base * tuned))) if base and tuned else None,
+    }
+
+
+def _vectors(delta: Delta, form: Any, sigma: np.ndarray, top: int) -> tuple[dict[str, np.ndarray], float]:
+    k = min(top, numerical_rank(sigma, ZERO))
+    if k == 0:
+        return {}, 0.0
+    short = short_vectors(form, k)
+    long = long_vectors(delta.blocks(), short, sigma[:k])
+    proof = certificate(delta.blocks(), long, short, sigma[:k], left_is_long=delta.tall)
+    left, right = fix_signs(*((long, short) if delta.tall else (short, long)))
+    return {"left": left, "right": right}, proof
+
+
+def _not_finite(sums: Sums) -> str:
+    sides = [side for side, norm in (("base", sums.base_sq), ("tuned", sums.tuned_sq)) if not np.isfinite(norm)]
+    return f"NaN or Inf in {' and '.join(sides)}" if sides else "the difference overflows float32"

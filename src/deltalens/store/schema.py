@@ -1,0 +1,68 @@
+"""The columns of a RUN, once: every table that is written or read goes through these schemas."""
+
+import pyarrow as pa
+
+SCHEMA = 1
+"""Layout of a RUN; a reader refuses what it does not know."""
+
+NUMERICS_VERSION = 1
+"""Raised whenever a number could change for the same input; stored parts of another version are redone."""
+
+_IDENTITY = [
+    ("name", pa.string()),
+    ("tensor_base", pa.string()),
+    ("tensor_tuned", pa.string()),
+    ("layer", pa.int32()),
+    ("kind", pa.string()),
+    ("expert", pa.int32()),
+    ("rows", pa.int64()),
+    ("cols", pa.int64()),
+    ("dtype_base", pa.string()),
+    ("dtype_tuned", pa.string()),
+    ("status", pa.string()),
+]
+
+_COUNTS = {"rank_50", "rank_90", "rank_99", "above_floor", "spikes"}
+
+_NUMBERS = [
+    *("norm_base", "norm_tuned", "norm_delta", "relative_change", "cosine"),
+    *("zero_fraction", "changed_relative", "changed_absolute"),
+    *("sigma_max", "nuclear_norm", "effective_rank", "energy_effective_rank", "participation_ratio", "stable_rank"),
+    *("rank_50", "rank_90", "rank_99", "top_energy_1", "top_energy_4", "top_energy_16"),
+    *("row_share_1", "col_share_1", "certificate"),
+    *("noise_sigma", "snr", "floor_edge", "above_floor", "bulk_edge", "spikes", "spike_energy"),
+    *("denoised_effective_rank", "predicted_zero_fraction", "seconds_spectrum", "seconds"),
+]
+
+MATRICES = pa.schema(
+    [
+        *_IDENTITY,
+        ("noise_model", pa.string()),
+        *((name, pa.int64() if name in _COUNTS else pa.float64()) for name in _NUMBERS),
+        ("spikes_capped", pa.bool_()),
+    ]
+)
+"""One row per 2-D matrix that both sides hold; formulas in docs/measures.md."""
+
+LEDGER = pa.schema(
+    [
+        ("tensor_base", pa.string()),
+        ("tensor_tuned", pa.string()),
+        ("name", pa.string()),
+        ("status", pa.string()),
+        ("reason", pa.string()),
+        ("elements", pa.int64()),
+        ("norm_delta_sq", pa.float64()),
+        ("share", pa.float64()),
+    ]
+)
+"""One row per tensor of either side; shares of the squared delta norm sum to 1."""
+
+SPECTRA = pa.schema([("name", pa.string()), ("sigma", pa.list_(pa.float64()))])
+"""The complete singular values of each delta, descending."""
+
+TIMINGS = ("seconds_spectrum", "seconds")
+"""Columns that differ between identical runs and are left out of every comparison."""
+
+COUNTED = ("measured", "vector", "unmeasured")
+"""Ledger statuses whose squared norms make up the total."""

@@ -1,0 +1,123 @@
+"""The tables of a RUN, assembled from its parts in the order of the pair's rows, never of completion."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deltalens.checkpoint.pair import Pair, Row
+from deltalens.checkpoint.write import write_safetensors
+from deltalens.store.files import write_table
+from deltalens.store.parts import Part
+from deltalens.store.schema import COUNTED, LEDGER, MATRICES, SCHEMA, SPECTRA
+
+TABLES = ("matrices.parquet", "ledger.parquet", "spectra.parquet", "directions.safetensors")
+
+
+def write_tables(out: Path, pair: Pair, load: Callable[[int], Part]) -> tuple[dict[str, Any], list[str]]:
+    """Write every table of a RUN.
+
+    Args:
+        out: The RUN directory.
+        pair: Its rows give the order.
+        load: The part of row i; called again for the vectors, so that they are never all in memory.
+
+    Returns:
+        The totals for `run.json`, and warnings that only the data could give.
+    """
+    matrices, spectra, ledger = [], [], []
+    bank: list[tuple[str, str, tuple[int, ...]]] = []
+    owner: dict[str, tuple[int, str]] = {}
+    base_sq = 0.0
+    for i, row in enumerate(pair.rows):
+        part = load(i)
+        ledger.append(_ledger_row(row, part.row))
+        if row.status == "measured":
+            matrices.append(_matrix_row(row, part.row))
+            base_sq += (part.row.get("norm_base") or 0.0) ** 2
+        else:
+            base_sq += part.row.get("norm_base_sq") or 0.0
+        if "sigma" in part.arrays:
+            spectra.append({"name": row.name.name, "sigma": part.arrays["sigma"]})
+        if "left" in part.arrays:
+            k = len(part.arrays["left"])
+            for key, dtype in (("left", "F32"), ("right", "F32"), ("sigma", "F64")):
+                entry = f"{row.name.name}.{key}"
+                owner[entry] = i, key
+                bank.append((entry, dtype, (k,) if key == "sigma" else part.arrays[key].shape))
+    total = float(sum(r["norm_delta_sq"] for r in ledger if r["status"] in COUNTED))
+    for r in ledger:
+        r["share"] = r["norm_delta_sq"] / total if r["status"] in COUNTED and total else 0.0
+
+    def vectors(entry: str) -> np.ndarray:
+        i, key = owner[entry]
+        arrays = load(i).arrays
+        return arrays[key][: len(arrays["left"])]
+
+    write_table(out / "matrices.parquet", matrices, MATRICES)
+    write_table(out / "spectra.parquet", spectra, SPECTRA)
+    write_table(out / "ledger.parquet", ledger, LEDGER)
+    write_safetensors(
+        out / "directions.safetensors",
+        bank,
+        vectors,
+        {"deltalens": json.dumps({"schema": SCHEMA, "signs": "largest |entry| of left positive"})},
+    )
+    return _totals(ledger, matrices, total, base_sq), _warnings(ledger, total)
+
+
+def _matrix_row(row: Row, numbers: dict[str, Any]) -> dict[str, Any]:
+    assert row.base is not None and row.tuned is not None
+    return {
+        **{key: numbers.get(key) for key in MATRICES.names},
+        "name": row.name.name,
+        "tensor_base": row.base.name,
+        "tensor_tuned": row.tuned.name,
+        "layer": row.name.layer,
+        "kind": row.name.kind,
+        "expert": row.name.expert,
+        "rows": row.shape[0],
+        "cols": row.shape[1],
+        "dtype_base": row.base.dtype,
+        "dtype_tuned": row.tuned.dtype,
+    }
+
+
+def _ledger_row(row: Row, numbers: dict[str, Any]) -> dict[str, Any]:
+    info = row.base or row.tuned
+    return {
+        "tensor_base": row.base.name if row.base else None,
+        "tensor_tuned": row.tuned.name if row.tuned else None,
+        "name": row.name.name,
+        "status": numbers["status"],
+        "reason": numbers["reason"],
+        "elements": info.elements if info else 0,
+        "norm_delta_sq": numbers["norm_delta_sq"],
+    }
+
+
+def _totals(
+    ledger: list[dict[str, Any]], matrices: list[dict[str, Any]], total: float, base_sq: float
+) -> dict[str, Any]:
+    counted = [r for r in ledger if r["status"] in COUNTED]
+    return {
+        "tensors": len(ledger),
+        "matrices": sum(r["status"] == "measured" for r in matrices),
+        "compared": len(counted),
+        "refused": sum(r["status"] == "refused" for r in ledger),
+        "elements": sum(r["elements"] for r in counted),
+        "norm_delta": total**0.5,
+        "norm_base": base_sq**0.5,
+        "relative_change": (total / base_sq) ** 0.5 if base_sq else None,
+        "share_measured": sum(r["share"] for r in ledger if r["status"] == "measured"),
+    }
+
+
+def _warnings(ledger: list[dict[str, Any]], total: float) -> list[str]:
+    refused = [r for r in ledger if r["status"] == "refused"]
+    found = [f"{len(refused)} tensors refused, first {refused[0]['name']}: {refused[0]['reason']}"] if refused else []
+    if total == 0 and any(r["status"] in COUNTED for r in ledger):
+        found.append("every difference is zero: the two sides hold the same weights")
+    return found
