@@ -17,7 +17,6 @@ from safetensors.numpy import load_file
 
 import deltalens as dl
 from deltalens.checkpoint.pair import Pair
-from deltalens.spectrum import delta as delta_module
 from deltalens.spectrum.delta import Delta
 from deltalens.spectrum.matrix import Settings, measure_matrix
 from deltalens.store.schema import COUNTED, LEDGER, MATRICES, TIMINGS
@@ -105,7 +104,6 @@ def test_streamed_equals_held(tmp_path: Path, shape: tuple[int, int], transposed
 def test_streamed_run_equals_held_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     row = Pair.open(*map(str, write_pair(tmp_path, rank=2, sigma=0.5))).rows[3]
     held = measure_matrix(row, Settings())
-    monkeypatch.setattr(delta_module, "HELD_ENTRIES", 0)
     monkeypatch.setattr(Delta.__init__, "__defaults__", (0,))
     streamed = measure_matrix(row, Settings(block_bytes=1024))
     assert np.abs(held.arrays["sigma"] - streamed.arrays["sigma"]).max() <= 1e-12 * held.arrays["sigma"][0]

@@ -1,1 +1,1 @@
-"""Files, no maths: open, index, name, pair and plan two checkpoints; neither torch nor transformers is loaded on import."""
+"""Files, no maths: open, name, pair and plan two checkpoints, loading neither torch nor transformers."""

@@ -29,6 +29,11 @@ def err(text: str) -> None:
     sys.stderr.flush()
 
 
+def warn(text: str) -> None:
+    """One warning on stderr."""
+    err(printable(f"warning: {text}"))
+
+
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 2) -> None:
     """Print a table on stdout.
 

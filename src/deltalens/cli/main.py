@@ -73,20 +73,21 @@ def _parse(argv: list[str] | None) -> Any:
 
 
 def _usage(box: str) -> tuple[str, str]:
-    """The error and the fix in one of tyro's boxes."""
+    """The error and the fix in one of tyro's boxes: a title, then sections between rules, details indented twice."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", box)
-    lines = [line.strip(" │╭╮╰╯─") for line in text.splitlines()]
     sections: list[list[str]] = [[]]
-    for raw, line in zip(text.splitlines(), lines, strict=True):
-        if set(raw.strip(" │")) <= {"─"}:
+    for line in text.splitlines()[1:-1]:
+        inside = line.strip().strip("│")
+        if set(inside.strip()) <= {"─"}:
             sections.append([])
-        elif line:
-            sections[-1].append(line)
-    title, *body = sections[0] or ["bad usage"]
-    error = " ".join(body) or title
-    hints = [" ".join(section) for section in sections[1:] if section]
-    fix = "; ".join(hint for hint in hints if not hint.startswith("For full helptext"))
-    return error[:1].lower() + error[1:], fix or "deltalens --help"
+        elif not inside.startswith(" " * 9):  # the help text of an argument
+            sections[-1].append(inside.strip())
+    error = " ".join(sections[0]) or "bad usage"
+    more = " ".join(sections[-1])
+    helped = more[more.index("deltalens") :] if "deltalens" in more else "deltalens --help"
+    hints = [" ".join(section).removeprefix("Argument helptext: ") for section in sections[1:-1]]
+    fix = " ".join([*hints, f"({helped})"]) if hints else helped
+    return error[:1].lower() + error[1:], fix[:1].lower() + fix[1:]
 
 
 def entry() -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from deltalens.cli.display import duration, err, measuring, number, out, table
+from deltalens.cli.display import duration, measuring, number, out, printable, table, warn
 
 if TYPE_CHECKING:
     from deltalens.store.run import Run
@@ -46,7 +46,7 @@ class Measure:
 
         pair = Pair.open(self.base, self.tuned, self.match)
         for warning in pair.warnings:
-            err(f"warning: {warning}")
+            warn(warning)
         with measuring(self.quiet) as progress:
             run = measure_diff(
                 pair,
@@ -59,7 +59,7 @@ class Measure:
                 command=shlex.join(["deltalens", *sys.argv[1:]]),
             )
         for warning in run.record["warnings"][len(pair.warnings) :]:
-            err(f"warning: {warning}")
+            warn(warning)
         if self.json:
             out(json.dumps(run.record, indent=2, ensure_ascii=False))
         else:
@@ -110,4 +110,4 @@ def show(run: "Run") -> None:
     )
     out("rank: effective rank (Roy–Vetterli), raw and above the rounding floor; medians. zeros: share of unchanged")
     out("entries, and what 16-bit rounding of a dense update of this size would leave.")
-    out(f"stored in {run.path}; next: deltalens report {shlex.quote(str(run.path))}")
+    out(printable(f"stored in {run.path}; next: deltalens report {shlex.quote(str(run.path))}"))

@@ -12,11 +12,8 @@ import numpy as np
 from jaxtyping import Float, Float32, Float64, Int64
 
 from deltalens.checkpoint.pair import Row
-from deltalens.checkpoint.read import Reader
+from deltalens.checkpoint.read import HELD_ENTRIES, Reader
 from deltalens.spectrum.noise import BINADES, binade_index
-
-HELD_ENTRIES = 2**27
-"""Up to here (512 MB) Δ is held as one float32 array; larger ones are read again for every pass (MEASURES §2)."""
 
 _CHUNK = 2**18
 """Entries summed at a time: the temporaries stay in the cache, about 3× faster than whole blocks."""

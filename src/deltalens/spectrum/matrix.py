@@ -10,7 +10,7 @@ import numpy as np
 
 from deltalens.checkpoint.dtypes import sixteen_bit
 from deltalens.checkpoint.pair import Row
-from deltalens.checkpoint.read import Reader
+from deltalens.checkpoint.read import BLOCK_BYTES, Reader
 from deltalens.spectrum.delta import Delta, Sums
 from deltalens.spectrum.edge import find_spikes, seed_of
 from deltalens.spectrum.gram import (
@@ -52,7 +52,7 @@ class Settings:
     both_rounded: bool = False
     match: str | None = None
     threads: int = 1
-    block_bytes: int = 2**24  # 16 MB: as fast as 64 MB, and several blocks live at once
+    block_bytes: int = BLOCK_BYTES
     seed: int = 0
 
 

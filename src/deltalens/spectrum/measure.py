@@ -16,11 +16,13 @@ from typing import Any
 
 from threadpoolctl import threadpool_limits
 
+from deltalens.checkpoint.atomic import remove_temporaries
 from deltalens.checkpoint.identity import identity, mtimes
 from deltalens.checkpoint.pair import Pair, Row
+from deltalens.checkpoint.plan import flops
 from deltalens.errors import BadInput, Refused
 from deltalens.spectrum.matrix import Settings, measure_matrix, norm_only
-from deltalens.store.files import remove_temporaries, write_json
+from deltalens.store.files import write_json
 from deltalens.store.parts import Part, part_key, read_part, write_part
 from deltalens.store.run import Run, read_record
 from deltalens.store.schema import NUMERICS_VERSION, SCHEMA
@@ -138,7 +140,7 @@ def _tasks(
 ) -> Iterator[tuple[Row, str, Callable[[], None]]]:
     """The tasks without a stored part, each with a function that tells of its end."""
     sizes = [sum(info.end - info.start for info in (row.base, row.tuned) if info) for row in rows]
-    costs = [_cost(row) for row in rows]
+    costs = [flops(row) for row in rows]
     open_tasks = [i for i, key in enumerate(keys) if read_part(parts, key) is None]
     finished, bytes_done, cost_done = len(rows) - len(open_tasks), 0, 0.0
     bytes_done = sum(sizes) - sum(sizes[i] for i in open_tasks)
@@ -155,15 +157,6 @@ def _tasks(
                 progress(Progress(rows[i].name.name, finished, len(rows), bytes_done, sum(sizes), left))
 
         yield rows[i], keys[i], told
-
-
-def _cost(row: Row) -> float:
-    """Arithmetic of one task, for the ETA only."""
-    if row.status != "measured":
-        return float(sum(info.elements for info in (row.base, row.tuned) if info))
-    m, n = row.shape
-    q = min(m, n)
-    return m * n * (q + 300.0) + 4 * q**3
 
 
 def _stored(parts: Path, keys: list[str]) -> Callable[[int], Part]:

@@ -18,8 +18,8 @@ class Line:
         depth: `early`, `middle`, `late`, or None for matrices outside the layers.
         matrices: How many.
         relative_change: ‖Δ‖/‖W_base‖ over all of them together; None when the base is zero.
-        effective_rank: Median of the raw effective rank.
-        denoised_effective_rank: Median over those with any σ above the floor, None without one.
+        effective_rank: Median of the raw effective rank over the matrices with any σ above the floor, else None.
+        denoised_effective_rank: Median over the same matrices: a raw rank never stands without its partner.
         above_floor: How many have any σ above the floor.
         spikes: Median number of spikes.
         zero_fraction: Observed share of unchanged entries.
@@ -30,7 +30,7 @@ class Line:
     depth: str | None
     matrices: int
     relative_change: float | None
-    effective_rank: float
+    effective_rank: float | None
     denoised_effective_rank: float | None
     above_floor: int
     spikes: float
@@ -54,7 +54,7 @@ def summarise(run: Run) -> list[Line]:
 def _line(kind: str, depth: str | None, rows: list[dict]) -> Line:
     delta_sq = sum(r["norm_delta"] ** 2 for r in rows)
     base_sq = sum(r["norm_base"] ** 2 for r in rows)
-    denoised = [r["denoised_effective_rank"] for r in rows if r["denoised_effective_rank"] is not None]
+    above = [r for r in rows if r["denoised_effective_rank"] is not None]
     predicted = [r["predicted_zero_fraction"] for r in rows]
     entries = [r["rows"] * r["cols"] for r in rows]
     return Line(
@@ -62,10 +62,10 @@ def _line(kind: str, depth: str | None, rows: list[dict]) -> Line:
         depth=depth,
         matrices=len(rows),
         relative_change=(delta_sq / base_sq) ** 0.5 if base_sq else None,
-        effective_rank=median(r["effective_rank"] for r in rows),
-        denoised_effective_rank=median(denoised) if denoised else None,
-        above_floor=sum(r["above_floor"] > 0 for r in rows),
-        spikes=median(r["spikes"] for r in rows),
+        effective_rank=median(r["effective_rank"] for r in above) if above else None,
+        denoised_effective_rank=median(r["denoised_effective_rank"] for r in above) if above else None,
+        above_floor=len(above),
+        spikes=float(median(r["spikes"] for r in rows)),
         zero_fraction=_weighted([r["zero_fraction"] for r in rows], entries),
         predicted_zero_fraction=None if None in predicted else _weighted(predicted, entries),
     )

@@ -1,40 +1,13 @@
-"""Atomic files: a reader sees the old content or the new, never a part."""
+"""JSON and Parquet, written whole or not at all."""
 
 import json
-import os
-import tempfile
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-TEMPORARY = ".tmp-"
-"""Prefix of files under way; what a killed run left of them is removed by the next."""
-
-
-@contextmanager
-def atomic(path: Path) -> Generator[Path, None, None]:
-    """A temporary path beside `path` that replaces it when the block succeeds, synced to disk first.
-
-    Args:
-        path: The file to write; its directory must exist.
-    """
-    handle, name = tempfile.mkstemp(prefix=TEMPORARY, suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        mask = os.umask(0)  # mkstemp makes private files; a result is as readable as any other file
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+from deltalens.checkpoint.atomic import atomic
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -47,9 +20,3 @@ def write_table(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> No
     """Write `rows` as a Parquet table of exactly `schema`."""
     with atomic(path) as temporary:
         pq.write_table(pa.Table.from_pylist(rows, schema=schema), temporary, compression="zstd")
-
-
-def remove_temporaries(directory: Path) -> None:
-    """Remove what a killed process left half-written in `directory`."""
-    for path in directory.glob(TEMPORARY + "*"):
-        path.unlink(missing_ok=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from deltalens.store.files import atomic
+from deltalens.checkpoint.atomic import atomic
 
 
 @dataclass(frozen=True, slots=True)

@@ -117,7 +117,9 @@ def _totals(
 
 def _warnings(ledger: list[dict[str, Any]], total: float) -> list[str]:
     refused = [r for r in ledger if r["status"] == "refused"]
-    found = [f"{len(refused)} tensors refused, first {refused[0]['name']}: {refused[0]['reason']}"] if refused else []
+    found = [f"refused: {r['name']} ({r['reason']})" for r in refused[:3]]
+    if len(refused) > 3:
+        found.append(f"refused: {len(refused) - 3} more tensors, see ledger.parquet")
     if total == 0 and any(r["status"] in COUNTED for r in ledger):
         found.append("every difference is zero: the two sides hold the same weights")
     return found

@@ -1,0 +1,211 @@
+"""The preflight: what a measurement of a pair would read, need and leave out, from headers alone."""
+
+import json
+import os
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from deltalens.checkpoint.pair import Pair, Row, tied
+from deltalens.checkpoint.read import BLOCK_BYTES, HELD_ENTRIES
+from deltalens.checkpoint.source import Checkpoint
+
+# Float64 dsyrk and eigensolver on one AVX-512 server core, measured (44 GF/s as gemm); other cores are up to three
+# times slower, and small matrices never reach it, hence the margin.
+FLOPS_PER_CORE = 40e9
+MARGIN = 2.0
+BYTES_PER_SECOND = 1e9  # a plain NVMe drive, read in order
+INTERPRETER_BYTES = 150 * 2**20  # Python with numpy, scipy and pyarrow loaded; torch is not
+LIVE_BLOCKS = 9  # both sides, Δ, its float64 copy and the temporaries of a sign flip
+LANCZOS_PASSES = 60  # two products for each step of the bulk edge's null, four rounds of it as a rule
+
+SETTINGS = (
+    "model_type",
+    "architectures",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+    "rms_norm_eps",
+    "layer_norm_eps",
+    "hidden_act",
+    "sliding_window",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One side in figures.
+
+    Args:
+        source: What the user named.
+        revision: The commit of a hub repository.
+        files: Number of files that hold tensors.
+        bytes: Bytes of all its tensors.
+        tensors: Number of tensors.
+        dtypes: Number of tensors of each dtype.
+        architecture: The class that its config names.
+        tied: Whether its output head is its embedding.
+    """
+
+    source: str
+    revision: str | None
+    files: int
+    bytes: int
+    tensors: int
+    dtypes: dict[str, int]
+    architecture: str | None
+    tied: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A config value in which the sides differ."""
+
+    setting: str
+    base: Any
+    tuned: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Unmatched:
+    """A tensor whose difference will not be taken, and why."""
+
+    name: str
+    status: str
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What measuring a pair would do. Memory and time are estimates.
+
+    Args:
+        base: The base in figures.
+        tuned: The tuned side in figures.
+        match: The glob that restricts what is measured.
+        statuses: Number of ledger rows of each planned status.
+        warnings: What a reader of the results should know.
+        differences: Config values in which the sides differ.
+        unmatched: Unpaired and tied tensors and those of an unknown dtype.
+        bytes_to_read: Bytes of both sides that one pass reads.
+        peak_memory_bytes: Estimated peak of the process.
+        seconds: Estimated time on this machine, all cores.
+    """
+
+    base: Side
+    tuned: Side
+    match: str | None
+    statuses: dict[str, int]
+    warnings: tuple[str, ...]
+    differences: tuple[Difference, ...]
+    unmatched: tuple[Unmatched, ...]
+    bytes_to_read: int
+    peak_memory_bytes: int
+    seconds: float
+
+    def to_json(self) -> str:
+        """The plan as one JSON object."""
+        return json.dumps(asdict(self), indent=2)
+
+
+def plan(base: str, tuned: str, match: str | None = None) -> Plan:
+    """Plan the measurement of a pair from headers alone; a hub repository is not downloaded.
+
+    Raises:
+        BadInput: A side cannot be opened, or `match` matches nothing.
+        Refused: The two are not comparable.
+    """
+    pair = Pair.open(base, tuned, match, headers_only=True)
+    sides = pair.base, pair.tuned
+    warnings = [*pair.warnings, *(f"{c.source} has no config.json: tying is guessed" for c in sides if not c.config)]
+    to_read = sum(
+        info.end - info.start
+        for row in pair.rows
+        if row.status in ("measured", "vector", "unmeasured")
+        for info in (row.base, row.tuned)
+        if info is not None
+    )
+    measured = [row for row in pair.rows if row.status == "measured"]
+    return Plan(
+        base=_side(pair.base),
+        tuned=_side(pair.tuned),
+        match=match,
+        statuses=dict(Counter(row.status for row in pair.rows)),
+        warnings=tuple(warnings),
+        differences=tuple(_differences(*sides)),
+        unmatched=tuple(_unmatched(row) for row in pair.rows if row.status in ("unpaired", "tied")),
+        bytes_to_read=to_read,
+        peak_memory_bytes=INTERPRETER_BYTES + max((_peak(row) for row in measured), default=0),
+        seconds=_seconds(measured, to_read),
+    )
+
+
+def _side(ckpt: Checkpoint) -> Side:
+    named = ckpt.config.get("architectures")
+    architecture = named[0] if isinstance(named, list) and named else ckpt.config.get("model_type")
+    infos = ckpt.tensors.values()
+    return Side(
+        source=ckpt.source,
+        revision=ckpt.revision,
+        files=len(ckpt.files),
+        bytes=sum(info.end - info.start for info in infos),
+        tensors=len(ckpt.tensors),
+        dtypes=dict(Counter(info.dtype for info in infos).most_common()),
+        architecture=architecture if isinstance(architecture, str) else None,
+        tied=tied(ckpt),
+    )
+
+
+def _differences(base: Checkpoint, tuned: Checkpoint) -> list[Difference]:
+    if not base.config or not tuned.config:
+        return []
+    values = [(key, base.setting(key), tuned.setting(key)) for key in SETTINGS]
+    values += [
+        ("rope_theta", _rope_theta(base), _rope_theta(tuned)),
+        ("dtype", _dtype(base), _dtype(tuned)),
+        ("tied embeddings", tied(base), tied(tuned)),
+    ]
+    return [Difference(*entry) for entry in values if entry[1] != entry[2]]
+
+
+def _rope_theta(ckpt: Checkpoint) -> Any:
+    """Newer configs keep it in `rope_parameters`."""
+    inner = ckpt.setting("rope_parameters")
+    value = inner.get("rope_theta") if isinstance(inner, dict) else None
+    return ckpt.setting("rope_theta") if value is None else value
+
+
+def _dtype(ckpt: Checkpoint) -> Any:
+    """Newer configs call `torch_dtype` `dtype`."""
+    value = ckpt.setting("dtype")
+    return ckpt.setting("torch_dtype") if value is None else value
+
+
+def _unmatched(row: Row) -> Unmatched:
+    return Unmatched(row.name.name, row.status, row.reason)
+
+
+def _peak(row: Row) -> int:
+    """Bytes that measuring one matrix holds: the difference and its sign-flipped twin, Gram matrix and its solver."""
+    rows, cols = row.shape
+    held = 8 * rows * cols if rows * cols <= HELD_ENTRIES else 0
+    blocks = LIVE_BLOCKS * min(BLOCK_BYTES, 4 * rows * cols)
+    return held + blocks + 3 * 8 * min(rows, cols) ** 2
+
+
+def _seconds(measured: list[Row], to_read: int) -> float:
+    arithmetic = sum(flops(row) for row in measured) / (FLOPS_PER_CORE * (os.cpu_count() or 1))
+    return MARGIN * arithmetic + to_read / BYTES_PER_SECOND
+
+
+def flops(row: Row) -> float:
+    """Arithmetic of one task: symmetric Gram product, tridiagonal form with vectors, the bulk edge's Lanczos steps."""
+    if row.status != "measured":
+        return float(sum(info.elements for info in (row.base, row.tuned) if info))
+    m, n = row.shape
+    q = min(m, n)
+    return m * n * q + 8 / 3 * q**3 + 4 * 2 * LANCZOS_PASSES * m * n

@@ -1,0 +1,118 @@
+"""The preflight: fast, from headers alone, without torch, and harmless to a terminal."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from factories import perturb, tiny_config, tiny_tensors, write_checkpoint, write_pair
+
+from deltalens.checkpoint.plan import INTERPRETER_BYTES, LIVE_BLOCKS, plan
+from deltalens.cli.plan import PlanCommand
+from deltalens.errors import Refused
+
+
+def test_a_plan_in_figures(tmp_path: Path) -> None:
+    base, tuned = write_pair(tmp_path, shards=3)
+    found = plan(str(base), str(tuned))
+    weights = sum(t.numel() * t.element_size() for t in tiny_tensors().values())
+    assert found.statuses == {"measured": 15, "vector": 9}
+    assert (found.base.bytes, found.tuned.bytes, found.bytes_to_read) == (weights, weights, 2 * weights)
+    assert (found.base.files, found.tuned.files) == (1, 3)
+    assert found.base.dtypes == {"BF16": 24}
+    assert found.base.architecture == "Qwen3ForCausalLM"
+    assert found.base.tied
+    assert (found.warnings, found.differences, found.unmatched) == ((), (), ())
+    assert found.peak_memory_bytes == INTERPRETER_BYTES + (8 + 4 * LIVE_BLOCKS) * 64 * 32 + 24 * 32**2
+    assert found.seconds > 0
+    assert json.loads(found.to_json())["statuses"] == found.statuses
+
+
+def test_differences_and_unmatched_tensors_are_listed(tmp_path: Path) -> None:
+    tensors = tiny_tensors()
+    base = write_checkpoint(tmp_path / "base", tensors, tiny_config())
+    tuned_config = tiny_config(rope_parameters={"rope_theta": 1e6}, dtype="float32", tie_word_embeddings=False)
+    extra = perturb(tensors, dtype=torch.float32) | {"lm_head.weight": torch.ones(50, 32), "x": torch.ones(2)}
+    tuned = write_checkpoint(tmp_path / "tuned", extra, tuned_config)
+    found = plan(str(base), str(tuned))
+    assert {d.setting: (d.base, d.tuned) for d in found.differences} == {
+        "rope_theta": (10000.0, 1e6),
+        "dtype": ("bfloat16", "float32"),
+        "tied embeddings": (True, False),
+    }
+    assert {(u.name, u.status) for u in found.unmatched} == {("lm_head", "unpaired"), ("x", "unpaired")}
+    assert any("24 tensors are BF16 in the base and F32" in warning for warning in found.warnings)
+
+
+def test_a_missing_config_is_said(tmp_path: Path) -> None:
+    base = write_checkpoint(tmp_path / "base", tiny_tensors(), None)
+    found = plan(str(base), str(base))
+    assert sum("no config.json" in warning for warning in found.warnings) == 2
+
+
+def test_match_plans_for_less(tmp_path: Path) -> None:
+    base, tuned = write_pair(tmp_path)
+    whole, part = plan(str(base), str(tuned)), plan(str(base), str(tuned), "layers.0.*")
+    assert part.seconds < whole.seconds
+    assert part.bytes_to_read == whole.bytes_to_read  # the rest's norms still have to be known
+    assert part.statuses["measured"] == 7
+
+
+def test_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base, tuned = write_pair(tmp_path, shards=2)
+    assert PlanCommand(str(base), str(tuned)).run() == 0
+    shown = capsys.readouterr()
+    assert str(base) in shown.out
+    assert "15 measured, 9 vector" in shown.out
+    assert "estimates: peak memory" in shown.out
+    assert shown.err == ""
+    assert PlanCommand(str(base), str(tuned), json=True).run() == 0
+    assert json.loads(capsys.readouterr().out)["tuned"]["files"] == 2
+
+
+def test_a_checkpoint_cannot_steer_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    evil = "\x1b[2J[red]x[/red]\u202e\r\nfake: line"
+    tensors = tiny_tensors()
+    base = write_checkpoint(tmp_path / "base", tensors, tiny_config(architectures=[evil]))
+    tuned = write_checkpoint(tmp_path / "tuned", tensors | {evil: torch.ones(2, 2)}, tiny_config(hidden_act=evil))
+    PlanCommand(str(base), str(tuned)).run()
+    shown = capsys.readouterr().out
+    assert "[red]x[/red]" in shown
+    assert not {"\x1b", "\u202e", "\r"} & set(shown)
+    assert not any(line.startswith("fake") for line in shown.splitlines())
+
+
+def test_not_comparable_is_refused(tmp_path: Path) -> None:
+    base = write_checkpoint(tmp_path / "a", tiny_tensors(), tiny_config())
+    tuned = write_checkpoint(tmp_path / "b", tiny_tensors(layers=3), tiny_config(num_hidden_layers=3))
+    with pytest.raises(Refused, match="different depths"):
+        PlanCommand(str(base), str(tuned)).run()
+
+
+def test_a_thousand_tensors_without_torch_in_a_second(tmp_path: Path) -> None:
+    tensors = {
+        f"model.layers.{n}.{part}.weight": torch.zeros(4, 4)
+        for n in range(143)
+        for part in (*(f"self_attn.{x}_proj" for x in "qkvo"), "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+    }
+    assert len(tensors) > 1000
+    base = write_checkpoint(tmp_path / "base", tensors, tiny_config(num_hidden_layers=143))
+    tuned = write_checkpoint(tmp_path / "tuned", tensors, tiny_config(num_hidden_layers=143), shards=5)
+    program = """
+import sys
+from deltalens.cli.plan import PlanCommand
+PlanCommand(sys.argv[1], sys.argv[2]).run()
+loaded = {"torch", "transformers", "huggingface_hub", "scipy", "pyarrow"} & set(sys.modules)
+assert not loaded, loaded
+"""
+    command = [sys.executable, "-W", "error", "-c", program, str(base), str(tuned)]
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        subprocess.run(command, check=True, capture_output=True)
+        seconds.append(time.perf_counter() - start)
+    # Under 1 s on an idle machine, interpreter included; other tests may share the cores.
+    assert min(seconds) < 3
