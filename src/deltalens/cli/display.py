@@ -7,7 +7,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from deltalens.spectrum.measure import Progress
+    from deltalens.store.engine import Progress
 
 _PLAIN_EVERY = 10.0
 """Seconds between progress lines where stderr is no terminal."""
@@ -94,7 +94,7 @@ def measuring(quiet: bool) -> Generator[Callable[["Progress"], None] | None, Non
         if now - last < (0.1 if live else _PLAIN_EVERY) and not finished:
             return
         last = now
-        left = "" if step.seconds_left is None or finished else f", {duration(step.seconds_left)} left"
+        left = "" if finished else f", {duration(step.seconds_left)} left"
         line = (
             f"measure: {step.tasks_done}/{step.tasks} tensors, {size(step.bytes_done)} of {size(step.bytes)}"
             f"{left}  {printable(step.name)}"

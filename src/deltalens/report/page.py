@@ -12,12 +12,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from deltalens import __version__
+from deltalens.checkpoint.atomic import atomic
 from deltalens.errors import BadInput
 from deltalens.report import headline
 from deltalens.report.figures import payload
 from deltalens.report.glossary import COLUMNS, WORDS, Column
 from deltalens.report.headline import NOTHING, Row, Summary, number, percent
-from deltalens.checkpoint.atomic import atomic
 from deltalens.store.run import Run
 
 TEMPLATES = Path(__file__).parent / "templates"

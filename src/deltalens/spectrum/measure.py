@@ -6,9 +6,9 @@ import platform
 import resource
 import shutil
 import sys
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
@@ -22,32 +22,12 @@ from deltalens.checkpoint.pair import Pair, Row
 from deltalens.checkpoint.plan import flops
 from deltalens.errors import BadInput, Refused
 from deltalens.spectrum.matrix import Settings, measure_matrix, norm_only
+from deltalens.store.engine import Progress, Task, run_tasks
 from deltalens.store.files import write_json
-from deltalens.store.parts import Part, part_key, read_part, write_part
+from deltalens.store.parts import Part, part_key, read_part
 from deltalens.store.run import Run, read_record
 from deltalens.store.schema import NUMERICS_VERSION, SCHEMA
 from deltalens.store.tables import TABLES, write_tables
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """Where a measurement stands, told after every task.
-
-    Attributes:
-        name: The task just finished.
-        tasks_done: Finished tasks, including those found from an earlier start.
-        tasks: All tasks.
-        bytes_done: Stored bytes behind them, both sides.
-        bytes: All stored bytes.
-        seconds_left: Estimate by arithmetic done, None before the first task of this start.
-    """
-
-    name: str
-    tasks_done: int
-    tasks: int
-    bytes_done: int
-    bytes: int
-    seconds_left: float | None
 
 
 def measure_diff(
@@ -100,17 +80,12 @@ def measure_diff(
         parts.mkdir(exist_ok=True)
         remove_temporaries(parts)
         remove_temporaries(out)
-        keys = [
-            part_key(SCHEMA, NUMERICS_VERSION, _essence(sides), asdict(settings), row.name.name, row.status)
-            for row in pair.rows
-        ]
+        tasks = [_task(row, settings, sides) for row in pair.rows]
         with threadpool_limits(limits=settings.threads):
-            for row, key, told in _tasks(pair.rows, keys, parts, settings, progress):
-                write_part(parts, key, _measure(row, settings))
-                told()
+            run_tasks(tasks, parts, progress)
         if (mtimes(pair.base), mtimes(pair.tuned)) != before:
             raise Refused("a checkpoint changed on disk while it was read", "measure again into a new --out")
-        totals, warnings = write_tables(out, pair, _stored(parts, keys))
+        totals, warnings = write_tables(out, pair, _stored(parts, tasks))
         if totals["compared"] == 0:
             if created:
                 shutil.rmtree(out)
@@ -131,37 +106,19 @@ def _measure(row: Row, settings: Settings) -> Part:
     return Part({"status": row.status, "reason": row.reason, "norm_delta_sq": None}, {})
 
 
-def _tasks(
-    rows: tuple[Row, ...],
-    keys: list[str],
-    parts: Path,
-    settings: Settings,
-    progress: Callable[[Progress], None] | None,
-) -> Iterator[tuple[Row, str, Callable[[], None]]]:
-    """The tasks without a stored part, each with a function that tells of its end."""
-    sizes = [sum(info.end - info.start for info in (row.base, row.tuned) if info) for row in rows]
-    costs = [flops(row) for row in rows]
-    open_tasks = [i for i, key in enumerate(keys) if read_part(parts, key) is None]
-    finished, bytes_done, cost_done = len(rows) - len(open_tasks), 0, 0.0
-    bytes_done = sum(sizes) - sum(sizes[i] for i in open_tasks)
-    cost_left = sum(costs[i] for i in open_tasks)
-    began = perf_counter()
-    for i in open_tasks:
-
-        def told(i: int = i) -> None:
-            nonlocal finished, bytes_done, cost_done, cost_left
-            finished, bytes_done = finished + 1, bytes_done + sizes[i]
-            cost_done, cost_left = cost_done + costs[i], cost_left - costs[i]
-            if progress is not None:
-                left = (perf_counter() - began) * cost_left / cost_done if cost_done else None
-                progress(Progress(rows[i].name.name, finished, len(rows), bytes_done, sum(sizes), left))
-
-        yield rows[i], keys[i], told
+def _task(row: Row, settings: Settings, sides: dict[str, Any]) -> Task:
+    return Task(
+        name=row.name.name,
+        key=part_key(SCHEMA, NUMERICS_VERSION, _essence(sides), asdict(settings), row.name.name, row.status),
+        bytes=sum(info.end - info.start for info in (row.base, row.tuned) if info),
+        cost=flops(row),
+        work=lambda: _measure(row, settings),
+    )
 
 
-def _stored(parts: Path, keys: list[str]) -> Callable[[int], Part]:
+def _stored(parts: Path, tasks: list[Task]) -> Callable[[int], Part]:
     def load(i: int) -> Part:
-        part = read_part(parts, keys[i])
+        part = read_part(parts, tasks[i].key)
         if part is None:
             raise BadInput(f"a finished part vanished from {parts}", "repeat the measure command")
         return part

@@ -31,8 +31,24 @@ _NUMBERS = [
     *("rank_50", "rank_90", "rank_99", "top_energy_1", "top_energy_4", "top_energy_16"),
     *("row_share_1", "col_share_1", "certificate"),
     *("noise_sigma", "snr", "floor_edge", "above_floor", "bulk_edge", "spikes", "spike_energy"),
-    *("denoised_effective_rank", "predicted_zero_fraction", "seconds_spectrum", "seconds"),
+    *("denoised_effective_rank", "predicted_zero_fraction", "seconds_spectrum", "seconds", "seconds_context"),
 ]
+
+_DEADZONE = ["deadzone_scale", "deadzone_sparsity", "deadzone_misfit"]
+
+CONTEXT = [
+    *("principal_energy", "left_energy", "right_energy", "spectral_energy"),
+    *("left_rotation", "right_rotation", "left_rotation_null", "right_rotation_null"),
+    *("left_angle", "right_angle", "left_angle_null", "right_angle_null", "left_wedin", "right_wedin"),
+    *("spectral_drift", "spectral_drift_null", "scaling", "scaling_null_sd"),
+    *(
+        f"mask_{mask}_{alpha}{part}"
+        for mask in ("low", "principal")
+        for alpha in (10, 30, 50)
+        for part in ("", "_expected")
+    ),
+]
+"""Columns of the context pass, null when it was off."""
 
 MATRICES = pa.schema(
     [
@@ -40,6 +56,10 @@ MATRICES = pa.schema(
         ("noise_model", pa.string()),
         *((name, pa.int64() if name in _COUNTS else pa.float64()) for name in _NUMBERS),
         ("spikes_capped", pa.bool_()),
+        ("deadzone", pa.string()),
+        *((name, pa.float64()) for name in _DEADZONE),
+        ("context_k", pa.int64()),
+        *((name, pa.float64()) for name in CONTEXT),
     ]
 )
 """One row per 2-D matrix that both sides hold; formulas in docs/measures.md."""
@@ -61,7 +81,38 @@ LEDGER = pa.schema(
 SPECTRA = pa.schema([("name", pa.string()), ("sigma", pa.list_(pa.float64()))])
 """The complete singular values of each delta, descending."""
 
-TIMINGS = ("seconds_spectrum", "seconds")
+NULLS = pa.schema(
+    [
+        ("name", pa.string()),
+        ("statistic", pa.string()),
+        ("null", pa.string()),
+        ("calibration", pa.string()),
+        ("draws", pa.int64()),
+        ("observed", pa.float64()),
+        ("mean", pa.float64()),
+        ("sd", pa.float64()),
+        ("z", pa.float64()),
+    ]
+)
+"""One row per matrix, statistic and null: what a structureless update seen through the same storage would show."""
+
+HEADS = pa.schema(
+    [
+        ("name", pa.string()),
+        ("layer", pa.int32()),
+        ("kind", pa.string()),
+        ("head", pa.int32()),
+        ("group", pa.int32()),
+        ("norm_delta_sq", pa.float64()),
+        ("share", pa.float64()),
+        ("relative_change", pa.float64()),
+        ("sigma_max", pa.float64()),
+        ("stable_rank", pa.float64()),
+    ]
+)
+"""One row per attention head and slice (q, k, v, o) or gauge-free product (qk, ov)."""
+
+TIMINGS = ("seconds_spectrum", "seconds", "seconds_context")
 """Columns that differ between identical runs and are left out of every comparison."""
 
 COUNTED = ("measured", "vector", "unmeasured")
