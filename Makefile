@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-all check bench clean
+.PHONY: setup demo test test-all check bench picture clean
 
 setup: .venv/.ready
 
@@ -27,6 +27,11 @@ test-all: check
 
 bench: setup
 	$(BIN)/python benchmarks/measure.py
+
+# README's picture: the page that `make demo` writes, as headless Chromium shows it.
+picture: demo
+	chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1280,1240 --virtual-time-budget=8000 \
+		--user-data-dir=$$(mktemp -d) --screenshot=docs/demo.png file://$(CURDIR)/demo-out/report.html
 
 clean:
 	rm -rf .venv demo-out

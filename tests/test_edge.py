@@ -1,4 +1,4 @@
-"""Spikes on planted and on pure-noise deltas: the counts that MEASURES §9 allows."""
+"""Spikes on planted and on pure-noise deltas: the counts that docs/measures.md §9 allows."""
 
 from collections.abc import Iterator
 
@@ -60,7 +60,7 @@ def test_pure_noise_has_no_spikes(noise: str) -> None:
         "t3": lambda: rng.standard_t(3, (128, 128)),
     }
     alarms = sum(spikes(draws[noise](), seed=trial).count > 0 for trial in range(150))
-    assert wilson(alarms, 150)[0] <= 0.01  # not shown to exceed the 1 % of MEASURES §9
+    assert wilson(alarms, 150)[0] <= 0.01  # not shown to exceed the 1 % of docs/measures.md §9
 
 
 def test_a_change_of_one_row_is_no_spike() -> None:

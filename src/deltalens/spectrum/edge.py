@@ -1,4 +1,4 @@
-"""Spikes: singular values that neither rounding nor the sizes of the entries can explain (MEASURES §2).
+"""Spikes: singular values that neither rounding nor the sizes of the entries can explain (docs/measures.md §2).
 
 The null spectrum is σ₁ of the delta with the sign of every entry drawn at random. Sign flips keep each entry's size,
 and with it row scales, column scales and heavy tails, and destroy any low rank that is spread over rows and columns.

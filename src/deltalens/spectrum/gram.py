@@ -118,7 +118,7 @@ def certificate(
     sigma: Float64[np.ndarray, " k"],
     left_is_long: bool,
 ) -> float:
-    """max over kept vectors of ‖ΔWᵀu − σv‖/σ₁ (MEASURES §1), the proof that they are what they say.
+    """max over kept vectors of ‖ΔWᵀu − σv‖/σ₁ (docs/measures.md §1), the proof that they are what they say.
 
     Args:
         blocks: The long orientation of ΔW, cut along p (one more pass).

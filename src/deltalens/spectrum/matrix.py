@@ -1,4 +1,4 @@
-"""The delta task of one tensor: everything that MEASURES §1–§2 asks of one matrix, from one Gram."""
+"""The delta task of one tensor: everything that docs/measures.md §1–§2 asks of one matrix, from one Gram."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

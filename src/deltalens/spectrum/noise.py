@@ -39,7 +39,7 @@ def rounding_variance(counts: Int64[np.ndarray, " binades"], dtype: str) -> floa
 
 
 def noise_model(dtype_base: str, dtype_tuned: str, both_rounded: bool) -> str:
-    """Which sides' rounding a delta carries: `tuned_rounded`, `both_rounded` or `none` (MEASURES §2).
+    """Which sides' rounding a delta carries: `tuned_rounded`, `both_rounded` or `none` (docs/measures.md §2).
 
     The base of a 16-bit pair lies on the grid that training started from, so only the tuned side rounds. A float32
     tuned side carries no rounding worth a floor, whatever the base is stored in.
@@ -95,7 +95,7 @@ def predicted_zero_fraction(base: Int64[np.ndarray, " binades"], dtype: str, mea
     """The share of exact zeros that a dense Gaussian update of the observed size would leave after rounding.
 
     Solves Σ_b N_b·E[round_{u_b}(s·z)²]/N = mean(Δ²) for the update's scale s, z ~ N(0, 1), then averages
-    erf(u_b/(2√2·s)) over the binades of the base (MEASURES §2; weight on the grid, so only updates under half a
+    erf(u_b/(2√2·s)) over the binades of the base (docs/measures.md §2; weight on the grid, so only updates under half a
     step vanish). None for a pair whose update is so large that no scale solves it within float range.
 
     Args:
