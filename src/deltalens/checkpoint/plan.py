@@ -198,8 +198,15 @@ def _peak(row: Row) -> int:
 
 
 def _seconds(measured: list[Row], to_read: int) -> float:
-    arithmetic = sum(flops(row) for row in measured) / (FLOPS_PER_CORE * (os.cpu_count() or 1))
+    arithmetic = sum(flops(row) for row in measured) / (FLOPS_PER_CORE * cores())
     return MARGIN * arithmetic + to_read / BYTES_PER_SECOND
+
+
+def cores() -> int:
+    """Processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux; macOS has no such call
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def flops(row: Row) -> float:

@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_limits
 from deltalens.checkpoint.atomic import remove_temporaries
 from deltalens.checkpoint.identity import identity, mtimes
 from deltalens.checkpoint.pair import Pair, Row
-from deltalens.checkpoint.plan import flops
+from deltalens.checkpoint.plan import cores, flops
 from deltalens.errors import BadInput, Refused
 from deltalens.spectrum.matrix import Settings, measure_matrix, norm_only
 from deltalens.store.engine import Progress, Task, run_tasks
@@ -131,7 +131,7 @@ def _settings(
 ) -> Settings:
     recorded = (earlier or {}).get("settings", {}).get("threads")
     if threads is None:
-        threads = recorded if isinstance(recorded, int) else len(os.sched_getaffinity(0))
+        threads = recorded if isinstance(recorded, int) else cores()
     return Settings(top=top, both_rounded=both_rounded, match=pair.match, threads=threads)
 
 
