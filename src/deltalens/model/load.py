@@ -42,7 +42,11 @@ def load_directory(path: Path, dtype: str = "float32") -> "tuple[PreTrainedModel
         with no_bars():
             tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
             model = AutoModelForCausalLM.from_pretrained(
-                path, local_files_only=True, trust_remote_code=False, dtype=getattr(torch, dtype)
+                path,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,  # never a pickle
+                dtype=getattr(torch, dtype),
             )
     except (OSError, ValueError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
