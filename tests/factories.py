@@ -132,3 +132,18 @@ def write_pair(folder: Path, arch: str = "qwen3", shards: int = 1, **planted: An
         write_checkpoint(folder / "base", base, config),
         write_checkpoint(folder / "tuned", tuned, config, shards),
     )
+
+
+def write_tokenizer(
+    folder: Path, tokens: list[str] | dict[str, int], added: dict[int, str] | None = None, kind: str = "BPE"
+) -> Path:
+    """A tokenizer.json beside a checkpoint: a list of tokens counts from 0, `kind` Unigram stores pairs."""
+    ids = {token: i for i, token in enumerate(tokens)} if isinstance(tokens, list) else tokens
+    vocab: Any = [[token, -1.0] for token in ids] if kind == "Unigram" else ids
+    content = {
+        "version": "1.0",
+        "added_tokens": [{"id": i, "content": token, "special": True} for i, token in (added or {}).items()],
+        "model": {"type": kind, "vocab": vocab},
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    return folder

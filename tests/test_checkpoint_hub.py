@@ -8,13 +8,14 @@ from typing import Any
 
 import huggingface_hub as hub
 import pytest
-from factories import tiny_config, tiny_tensors, write_checkpoint
+from factories import tiny_config, tiny_tensors, write_checkpoint, write_tokenizer
 from httpx2 import ConnectError, Request, Response
 from huggingface_hub import constants, errors
 
 from deltalens.checkpoint.identity import identity
 from deltalens.checkpoint.plan import plan
 from deltalens.checkpoint.source import open_checkpoint, resolve
+from deltalens.checkpoint.vocabulary import Token
 from deltalens.errors import BadInput
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -51,6 +52,8 @@ def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, An
 
     def hf_hub_download(repo: str, filename: str, revision: str | None = None) -> str:
         calls.append({"file": filename, "revision": revision})
+        if not (folder / filename).exists():
+            raise http(errors.RemoteEntryNotFoundError)
         return str(folder / filename)
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -85,7 +88,41 @@ def test_a_plan_reads_headers_at_one_commit_and_downloads_nothing(remote: list[d
     assert found.tuned.bytes == found.base.bytes
     assert (found.tuned.files, found.statuses["measured"]) == (2, 15)
     assert not any("repo" in call for call in remote)
-    assert [call["revision"] for call in remote] == ["v1", COMMIT, COMMIT]
+    assert [call["revision"] for call in remote][:3] == ["v1", COMMIT, COMMIT]
+    assert {(call["file"], call["revision"]) for call in remote[3:]} == {("README.md", COMMIT)}
+
+
+def test_a_plan_fetches_tokenizer_and_card(remote: list[dict[str, Any]], tmp_path: Path) -> None:
+    folder = tmp_path / "hub" / "snapshots" / COMMIT
+    local = write_tokenizer(write_checkpoint(tmp_path / "local", tiny_tensors(), tiny_config()), ["a", "b"])
+    write_tokenizer(folder, ["a", "c"])
+    (folder / "README.md").write_text("---\nbase_model:\n- owner/parent\n---\n")
+    found = plan(str(local), "owner/model@v1")
+    assert found.vocabulary == (Token(1, "b", "c"),)
+    assert found.parentage.expected == ("owner/parent",)
+
+
+def test_small_files_that_do_not_come_are_a_warning(
+    remote: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local = write_tokenizer(write_checkpoint(tmp_path / "local", tiny_tensors(), tiny_config()), ["a", "b"])
+    usual = hub.hf_hub_download
+
+    def download(repo: str, filename: str, revision: str | None = None) -> str:
+        if filename == "config.json":
+            return usual(repo, filename, revision)
+        raise errors.LocalEntryNotFoundError("x") if filename == "README.md" else ConnectError("no route")
+
+    monkeypatch.setattr(hub, "hf_hub_download", download)
+    found = plan(str(local), "owner/model")
+    assert (found.vocabulary, found.parentage.verdict) == (None, "unknown")
+    (warning,) = found.warnings
+    assert "token ids of the sides were not compared: owner/model" in warning
+
+
+def test_a_download_brings_the_card(remote: list[dict[str, Any]]) -> None:
+    open_checkpoint("owner/model")
+    assert {"README.md", "*.json"} <= set(remote[0]["allow_patterns"])
 
 
 def test_a_plan_offline_uses_the_cache(remote: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from factories import perturb, tiny_config, tiny_tensors, write_checkpoint, write_pair
+from factories import perturb, tiny_config, tiny_tensors, write_checkpoint, write_pair, write_tokenizer
 
 from deltalens.checkpoint.plan import INTERPRETER_BYTES, LIVE_BLOCKS, plan
 from deltalens.cli.plan import PlanCommand
@@ -26,7 +26,9 @@ def test_a_plan_in_figures(tmp_path: Path) -> None:
     assert found.base.architecture == "Qwen3ForCausalLM"
     assert found.base.tied
     assert (found.warnings, found.differences, found.unmatched) == ((), (), ())
-    assert found.peak_memory_bytes == INTERPRETER_BYTES + (8 + 4 * LIVE_BLOCKS) * 64 * 32 + 24 * 32**2
+    twins, reflectors, vectors = 2 * 4 * 64 * 32, 8 * 32**2, 3 * 8 * 16 * 64
+    assert found.peak_memory_bytes == INTERPRETER_BYTES + twins + reflectors + vectors + LIVE_BLOCKS * 4 * 64 * 32
+    assert (found.parentage.verdict, found.vocabulary) == ("unknown", None)
     assert found.seconds > 0
     assert json.loads(found.to_json())["statuses"] == found.statuses
 
@@ -43,8 +45,11 @@ def test_differences_and_unmatched_tensors_are_listed(tmp_path: Path) -> None:
         "dtype": ("bfloat16", "float32"),
         "tied embeddings": (True, False),
     }
-    assert {(u.name, u.status) for u in found.unmatched} == {("lm_head", "unpaired"), ("x", "unpaired")}
-    assert any("24 tensors are BF16 in the base and F32" in warning for warning in found.warnings)
+    assert {(u.name, u.status) for u in found.unmatched} == {("x", "unpaired")}
+    assert found.statuses["measured"] == 16
+    said = "\n".join(found.warnings)
+    assert "25 tensors are BF16 in the base and F32" in said
+    assert "configs differ in rope_theta (10000.0 and 1000000.0): the weights are read by different functions" in said
 
 
 def test_a_missing_config_is_said(tmp_path: Path) -> None:
@@ -83,6 +88,53 @@ def test_a_checkpoint_cannot_steer_the_terminal(tmp_path: Path, capsys: pytest.C
     assert "[red]x[/red]" in shown
     assert not {"\x1b", "\u202e", "\r"} & set(shown)
     assert not any(line.startswith("fake") for line in shown.splitlines())
+
+
+def test_parent_and_tokens_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base, tuned = write_pair(tmp_path)
+    long = "\x1b[31m" + "x" * 10**5
+    write_tokenizer(base, ["a", "b", "c"])
+    write_tokenizer(tuned, ["a", long, "\u202e", "d"])
+    (tuned / "README.md").write_text("---\nbase_model: owner/parent\n---\n")
+    PlanCommand(str(base), str(tuned)).run()
+    shown = capsys.readouterr().out
+    assert "declared: the card names owner/parent; the base given is not recognised" in shown
+    assert "2 ids not the same string (1 b → \\x1b[31mxxx" in shown
+    assert "1 id in the tuned only (3 d)" in shown
+    assert "warning:  2 token ids mean different strings" in shown
+    assert len(shown) < 5000
+    assert not {"\x1b", "\u202e"} & set(shown)
+    PlanCommand(str(base), str(tuned), json=True).run()
+    found = json.loads(capsys.readouterr().out)
+    assert found["parentage"]["verdict"] == "declared"
+    assert found["vocabulary"][0] == {"id": 1, "base": "b", "tuned": long}
+
+
+def test_a_wrong_base_is_called_out(capsys: pytest.CaptureFixture[str]) -> None:
+    PlanCommand("family:base", "family:reasoning").run()
+    shown = capsys.readouterr().out
+    assert "warning:  wrong base: family:reasoning was trained from family:instruct, not family:base" in shown
+    PlanCommand("family:instruct", "family:reasoning").run()
+    shown = capsys.readouterr().out
+    assert "the right base: family:reasoning was trained from family:instruct" in shown
+    assert "every id means the same string" in shown
+    assert "warning" not in shown
+
+
+def test_peak_memory_is_estimated_within_bounds(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    paths = [
+        str(write_checkpoint(tmp_path / side, {"w": torch.empty(256, 65536).normal_(generator=generator).bfloat16()}))
+        for side in ("a", "b")
+    ]
+    program = """
+import sys
+import deltalens as dl
+print(dl.measure_diff(dl.Pair.open(sys.argv[1], sys.argv[2]), sys.argv[3], threads=1).record["peak_rss_bytes"])
+"""
+    command = [sys.executable, "-c", program, *paths, str(tmp_path / "run")]
+    peak = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert 0.9 < plan(*paths).peak_memory_bytes / peak < 1.6
 
 
 def test_not_comparable_is_refused(tmp_path: Path) -> None:

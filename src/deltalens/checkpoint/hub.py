@@ -9,7 +9,7 @@ from deltalens.checkpoint.header import TensorInfo, one_line, tensor_info
 from deltalens.errors import BadInput
 
 # One copy of the weights and what is needed to run them: no pickles, no second layout, no subfolders.
-_ALLOW = ["*.safetensors", "*.json", "*.jinja", "*.model", "tokenizer*", "vocab*", "merges.txt"]
+_ALLOW = ["*.safetensors", "*.json", "*.jinja", "*.model", "tokenizer*", "vocab*", "merges.txt", "README.md"]
 _IGNORE = ["*/*", "consolidated*"]
 
 
@@ -57,6 +57,24 @@ def headers(repo: str, revision: str | None) -> tuple[dict[str, TensorInfo], dic
                 described = {"dtype": entry.dtype, "shape": entry.shape, "data_offsets": list(entry.data_offsets)}
                 tensors[name] = tensor_info(name, described, Path(file), 0)
     return tensors, config, commit
+
+
+def fetch(repo: str, name: str, revision: str | None) -> Path | None:
+    """One small file of a repository through the cache, None if it has no such file.
+
+    Raises:
+        BadInput: The hub could not be asked.
+    """
+    import huggingface_hub as hub
+    from huggingface_hub import errors
+
+    with _explained(repo, revision):
+        try:
+            return Path(hub.hf_hub_download(repo, name, revision=revision))
+        except errors.LocalEntryNotFoundError:
+            raise
+        except errors.EntryNotFoundError:
+            return None
 
 
 def _transport(problem: Exception) -> bool:

@@ -7,25 +7,29 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from deltalens.checkpoint.dtypes import floating
+from deltalens.checkpoint.embedding import VOCABULARY, Infos, Sides, Tables, cut_tables
 from deltalens.checkpoint.names import Name, canonical, conv1d, sort_key, stem
+from deltalens.checkpoint.parentage import Parentage, parentage
 from deltalens.checkpoint.quantised import quantisation
+from deltalens.checkpoint.settings import function_differences
 from deltalens.checkpoint.source import Checkpoint, TensorInfo, open_checkpoint
+from deltalens.checkpoint.vocabulary import Token, compare_vocabularies
 from deltalens.errors import BadInput, Refused
 
-VOCABULARY = ("embed", "lm_head")
 _SHOWN = 3  # names spelled out in a one-line message
+_LONGEST = 80  # characters of one config value in it
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One tensor of either side.
+    """One tensor of either side, or the rows of a vocabulary table that both sides or only one of them have.
 
     Args:
         name: What it is.
-        base: Where the base stores it, None if it does not.
+        base: Where the base stores it, None if it does not; of an lm_head tied on one side, where its embed lies.
         tuned: Where the tuned side stores it.
         status: measured, vector, unmeasured, tied, unpaired or buffer; the data may still make it refused.
-        reason: Why it is not measured.
+        reason: Why it is not measured, or what is special about it.
         transposed: Whether it is stored [in, out] and has to be turned.
     """
 
@@ -54,6 +58,9 @@ class Pair:
         rows: One row per tensor of either side, in table order.
         warnings: What a reader of any number from this pair should know.
         match: The glob on canonical names that restricts what is measured.
+        vocabulary: Token ids that are not one token on both sides; None where no vocabulary table is measured, or
+            a side has no readable tokenizer.json.
+        parentage: Whether the base is the one that the tuned side was trained from.
     """
 
     base: Checkpoint
@@ -61,6 +68,8 @@ class Pair:
     rows: tuple[Row, ...]
     warnings: tuple[str, ...]
     match: str | None
+    vocabulary: tuple[Token, ...] | None
+    parentage: Parentage
 
     @classmethod
     def open(cls, base: str, tuned: str, match: str | None = None, headers_only: bool = False) -> "Pair":
@@ -83,21 +92,18 @@ class Pair:
                     f"the {side} side ({ckpt.source}) is quantised: {method}",
                     "use the unquantised (bf16, fp16 or fp32) release",
                 )
-        named, warnings = _align(*sides)
-        rows = [_row(name, infos, sides, match) for name, infos in named.items()]
+        named, ambiguous = _align(*sides)
+        tables = cut_tables(named, sides)
+        rows = [_row(name, infos, sides, match, tables) for name, infos in tables.named.items()]
         rows.sort(key=lambda row: sort_key(row.name))
         _check_comparable(rows, sides, match)
-        return cls(*sides, tuple(rows), (*warnings, *_warnings(rows, sides)), match)
-
-
-def tied(ckpt: Checkpoint) -> bool:
-    """Whether the output head is the embedding: the config says so, or only the embedding is stored."""
-    kinds = {canonical(info.name, len(info.shape)).kind for info in ckpt.tensors.values()}
-    return "embed" in kinds and ("lm_head" not in kinds or ckpt.setting("tie_word_embeddings") is True)
-
-
-Sides = tuple[Checkpoint, Checkpoint]
-Infos = tuple[TensorInfo | None, TensorInfo | None]
+        tokens, token_warnings = None, []
+        if any(row.name.kind in VOCABULARY and row.status == "measured" for row in rows):
+            tokens, token_warnings = compare_vocabularies(*sides)
+        parent = parentage(*sides)
+        wrong = [f"wrong base: {parent.evidence}"] if parent.verdict == "wrong" else []
+        warnings = (*wrong, *_warnings(rows, sides, tables), *token_warnings, *ambiguous)
+        return cls(*sides, tuple(rows), warnings, match, tokens, parent)
 
 
 def _align(base: Checkpoint, tuned: Checkpoint) -> tuple[dict[Name, Infos], list[str]]:
@@ -144,25 +150,19 @@ def _unique_stems(side: dict[str, tuple[Name, TensorInfo]]) -> dict[str, str]:
     return {stem(info.name): name for name, (_, info) in side.items() if stems[stem(info.name)] == 1}
 
 
-def _row(name: Name, infos: Infos, sides: Sides, match: str | None) -> Row:
+def _row(name: Name, infos: Infos, sides: Sides, match: str | None, tables: Tables) -> Row:
     base, tuned = infos
     gpt2 = any(ckpt.setting("model_type") == "gpt2" for ckpt in sides)
     transposed = gpt2 and any(info is not None and len(info.shape) == 2 and conv1d(info.name) for info in infos)
-    status, reason = _status(name, base, tuned, sides, match)
+    status, reason = tables.statuses.get(name.name), tables.reasons.get(name.name)
+    if status is None:
+        status, usual = _status(name, base, tuned, match)
+        reason = usual or reason
     return Row(name, base, tuned, status, reason, transposed)
 
 
-def _status(
-    name: Name, base: TensorInfo | None, tuned: TensorInfo | None, sides: Sides, match: str | None
-) -> tuple[str, str | None]:
+def _status(name: Name, base: TensorInfo | None, tuned: TensorInfo | None, match: str | None) -> tuple[str, str | None]:
     """What will be done to a tensor, and why where it is not simply measured."""
-    if name.kind == "lm_head":
-        ties = tied(sides[0]), tied(sides[1])
-        if all(ties):
-            return "tied", "both sides tie it to embed"
-        if any(ties):
-            side, other = ("base", "tuned") if ties[0] else ("tuned", "base")
-            return "unpaired", f"the {side} side ties it to embed, the {other} side does not"
     if base is None or tuned is None:
         return "unpaired", f"only in the {'tuned' if base is None else 'base'} side"
     dtypes = base.dtype, tuned.dtype
@@ -245,20 +245,18 @@ def _widths(sides: Sides, key: str) -> str:
     return f" ({key} {values[0]} and {values[1]})" if values[0] != values[1] else ""
 
 
-def _warnings(rows: list[Row], sides: Sides) -> list[str]:
+def _warnings(rows: list[Row], sides: Sides, tables: Tables) -> list[str]:
     found: list[str] = []
     if sides[0].path.resolve() == sides[1].path.resolve() and sides[0].revision == sides[1].revision:
         found.append("both sides are the same checkpoint")
     types = [ckpt.setting("model_type") for ckpt in sides]
     if types[0] != types[1]:
         found.append(f"the sides are of different model types: {types[0]} and {types[1]}")
-    for row in rows:
-        if _padded(row):
-            found.append(f"the vocabularies differ, {row.name.name} is listed as unpaired ({row.reason})")
-    if any(row.name.kind == "lm_head" and row.status == "unpaired" and not _padded(row) for row in rows):
-        row = next(row for row in rows if row.name.kind == "lm_head" and row.status == "unpaired")
-        found.append(f"lm_head is listed as unpaired: {row.reason}")
-    lone = [r for r in rows if r.status == "unpaired" and r.name.kind not in VOCABULARY]
+    if changed := function_differences(*sides):
+        listed = ", ".join(f"{d.setting} ({_value(d.base)} and {_value(d.tuned)})" for d in changed)
+        found.append(f"the configs differ in {listed}: the weights are read by different functions")
+    found += tables.warnings
+    lone = [r for r in rows if r.status == "unpaired" and r.name.name not in tables.statuses]
     for reason, names in _by_reason(lone).items():
         found.append(f"{len(names)} unpaired ({reason}): {_listed(names)}")
     both = [(row.base, row.tuned) for row in rows if row.base is not None and row.tuned is not None]
@@ -268,6 +266,10 @@ def _warnings(rows: list[Row], sides: Sides) -> list[str]:
     if any("F64" in (a.dtype, b.dtype) for a, b in both):
         found.append("float64 tensors are rounded to float32 on reading")
     return found
+
+
+def _value(value: object) -> str:
+    return "not set" if value is None else str(value)[:_LONGEST]
 
 
 def _by_reason(rows: Iterable[Row]) -> dict[str, list[str]]:

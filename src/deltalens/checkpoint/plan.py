@@ -4,36 +4,25 @@ import json
 import os
 from collections import Counter
 from dataclasses import asdict, dataclass
-from typing import Any
 
-from deltalens.checkpoint.pair import Pair, Row, tied
+from deltalens.checkpoint.embedding import tied
+from deltalens.checkpoint.pair import Pair, Row
+from deltalens.checkpoint.parentage import Parentage
 from deltalens.checkpoint.read import BLOCK_BYTES, HELD_ENTRIES
+from deltalens.checkpoint.settings import Difference, differences
 from deltalens.checkpoint.source import Checkpoint
+from deltalens.checkpoint.vocabulary import Token
 
 # Float64 dsyrk and eigensolver on one AVX-512 server core, measured (44 GF/s as gemm); other cores are up to three
 # times slower, and small matrices never reach it, hence the margin.
 FLOPS_PER_CORE = 40e9
 MARGIN = 2.0
 BYTES_PER_SECOND = 1e9  # a plain NVMe drive, read in order
-INTERPRETER_BYTES = 150 * 2**20  # Python with numpy, scipy and pyarrow loaded; torch is not
-LIVE_BLOCKS = 9  # both sides, Δ, its float64 copy and the temporaries of a sign flip
+# Memory, checked against `peak_rss_bytes` of real runs from 8×8 to 4096² and 270336×512: between 1.0 and 1.3 of it.
+INTERPRETER_BYTES = 135 * 2**20  # Python with numpy, scipy and pyarrow loaded; torch is not
+LIVE_BLOCKS = 5  # both sides as stored and as float32, Δ, or the temporaries of a sign flip
+KEPT_VECTORS = 16  # of the long side, three times in float64 while they are made orthonormal
 LANCZOS_PASSES = 60  # two products for each step of the bulk edge's null, four rounds of it as a rule
-
-SETTINGS = (
-    "model_type",
-    "architectures",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "vocab_size",
-    "rms_norm_eps",
-    "layer_norm_eps",
-    "hidden_act",
-    "sliding_window",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,15 +51,6 @@ class Side:
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
-    """A config value in which the sides differ."""
-
-    setting: str
-    base: Any
-    tuned: Any
-
-
-@dataclass(frozen=True, slots=True)
 class Unmatched:
     """A tensor whose difference will not be taken, and why."""
 
@@ -89,6 +69,8 @@ class Plan:
         match: The glob that restricts what is measured.
         statuses: Number of ledger rows of each planned status.
         warnings: What a reader of the results should know.
+        parentage: Whether the base is the one that the tuned side was trained from.
+        vocabulary: Token ids that are not one token on both sides; None where that was not compared.
         differences: Config values in which the sides differ.
         unmatched: Unpaired and tied tensors and those of an unknown dtype.
         bytes_to_read: Bytes of both sides that one pass reads.
@@ -101,6 +83,8 @@ class Plan:
     match: str | None
     statuses: dict[str, int]
     warnings: tuple[str, ...]
+    parentage: Parentage
+    vocabulary: tuple[Token, ...] | None
     differences: tuple[Difference, ...]
     unmatched: tuple[Unmatched, ...]
     bytes_to_read: int
@@ -113,7 +97,7 @@ class Plan:
 
 
 def plan(base: str, tuned: str, match: str | None = None) -> Plan:
-    """Plan the measurement of a pair from headers alone; a hub repository is not downloaded.
+    """Plan the measurement of a pair from headers alone; of a hub repository only the small files are downloaded.
 
     Raises:
         BadInput: A side cannot be opened, or `match` matches nothing.
@@ -136,7 +120,9 @@ def plan(base: str, tuned: str, match: str | None = None) -> Plan:
         match=match,
         statuses=dict(Counter(row.status for row in pair.rows)),
         warnings=tuple(warnings),
-        differences=tuple(_differences(*sides)),
+        parentage=pair.parentage,
+        vocabulary=pair.vocabulary,
+        differences=tuple(differences(*sides)),
         unmatched=tuple(_unmatched(row) for row in pair.rows if row.status in ("unpaired", "tied")),
         bytes_to_read=to_read,
         peak_memory_bytes=INTERPRETER_BYTES + max((_peak(row) for row in measured), default=0),
@@ -160,41 +146,23 @@ def _side(ckpt: Checkpoint) -> Side:
     )
 
 
-def _differences(base: Checkpoint, tuned: Checkpoint) -> list[Difference]:
-    if not base.config or not tuned.config:
-        return []
-    values = [(key, base.setting(key), tuned.setting(key)) for key in SETTINGS]
-    values += [
-        ("rope_theta", _rope_theta(base), _rope_theta(tuned)),
-        ("dtype", _dtype(base), _dtype(tuned)),
-        ("tied embeddings", tied(base), tied(tuned)),
-    ]
-    return [Difference(*entry) for entry in values if entry[1] != entry[2]]
-
-
-def _rope_theta(ckpt: Checkpoint) -> Any:
-    """Newer configs keep it in `rope_parameters`."""
-    inner = ckpt.setting("rope_parameters")
-    value = inner.get("rope_theta") if isinstance(inner, dict) else None
-    return ckpt.setting("rope_theta") if value is None else value
-
-
-def _dtype(ckpt: Checkpoint) -> Any:
-    """Newer configs call `torch_dtype` `dtype`."""
-    value = ckpt.setting("dtype")
-    return ckpt.setting("torch_dtype") if value is None else value
-
-
 def _unmatched(row: Row) -> Unmatched:
     return Unmatched(row.name.name, row.status, row.reason)
 
 
 def _peak(row: Row) -> int:
-    """Bytes that measuring one matrix holds: the difference and its sign-flipped twin, Gram matrix and its solver."""
+    """Bytes that measuring one matrix holds.
+
+    A held difference has its sign-flipped twin beside it and the reflectors of its Gram matrix, or no twin and the
+    reflectors twice (for the vectors); a streamed one has two Gram matrices and the copies that complete the second.
+    """
     rows, cols = row.shape
-    held = 8 * rows * cols if rows * cols <= HELD_ENTRIES else 0
-    blocks = LIVE_BLOCKS * min(BLOCK_BYTES, 4 * rows * cols)
-    return held + blocks + 3 * 8 * min(rows, cols) ** 2
+    short = min(rows, cols)
+    held = 4 * rows * cols if rows * cols <= HELD_ENTRIES else 0
+    square = 8 * short**2
+    solver = max(held + square, 2 * square) if held else 4 * square
+    vectors = 3 * 8 * min(KEPT_VECTORS, short) * max(rows, cols)
+    return held + solver + vectors + LIVE_BLOCKS * min(BLOCK_BYTES, 4 * rows * cols)
 
 
 def _seconds(measured: list[Row], to_read: int) -> float:

@@ -24,11 +24,12 @@ class Checkpoint:
 
     Args:
         source: What the user named.
-        path: The local directory or file; for a hub repository opened by headers alone, its id.
+        path: The local directory or file; for a hub repository opened by headers alone, its id without revision.
         revision: The commit of a hub repository.
         files: The files that hold tensors, sorted by name.
         tensors: Every tensor by stored name.
         config: The parsed config.json, empty where a bare file has none beside it.
+        remote: Whether only headers were read, from the hub: there are no local files.
     """
 
     source: str
@@ -37,6 +38,20 @@ class Checkpoint:
     files: tuple[Path, ...]
     tensors: dict[str, TensorInfo]
     config: dict[str, Any]
+    remote: bool = False
+
+    def file(self, name: str) -> Path | None:
+        """A small file that lies beside the weights (fetched where they are on the hub), None if there is none.
+
+        Raises:
+            BadInput: The hub could not be asked.
+        """
+        if self.remote:
+            from deltalens.checkpoint import hub
+
+            return hub.fetch(str(self.path), name, self.revision)
+        path = (self.path if self.path.is_dir() else self.path.parent) / name
+        return path if _exists(path) and path.is_file() else None
 
     def setting(self, key: str) -> Any:
         """A config value of the language model (multimodal: of its `text_config`), None if absent."""
@@ -72,7 +87,7 @@ def open_checkpoint(source: str, headers_only: bool = False) -> Checkpoint:
         if remote is not None:
             tensors, config, commit = remote
             files = tuple(sorted({info.file for info in tensors.values()}))
-            return Checkpoint(source, Path(source), commit, files, tensors, config)
+            return Checkpoint(source, Path(_split(source)[0]), commit, files, tensors, config, remote=True)
     path, revision = _locate(source)
     try:
         files, tensors = _open_directory(path) if path.is_dir() else _open_file(path)
@@ -98,6 +113,16 @@ def read_config(path: Path) -> dict[str, Any]:
 def family_names() -> list[str]:
     """The embedded checkpoints that `family:NAME` can name."""
     return sorted(p.name for p in _FAMILY.iterdir() if p.is_dir()) if _FAMILY.is_dir() else []
+
+
+def family_root() -> Path:
+    """The folder of the embedded checkpoints and their recipe."""
+    return _FAMILY
+
+
+def repository(source: str) -> str:
+    """A hub id without its revision."""
+    return _split(source)[0]
 
 
 def hub_id(source: str) -> bool:

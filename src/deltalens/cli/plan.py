@@ -8,9 +8,15 @@ import tyro
 from deltalens.cli.display import duration, out, printable, size, table
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from deltalens.checkpoint.parentage import Parentage
     from deltalens.checkpoint.plan import Plan
+    from deltalens.checkpoint.vocabulary import Token
 
 _SHOWN = 12  # unmatched tensors spelled out; --json has them all
+_TOKENS = 4  # token ids spelled out
+_LONGEST = 40  # characters of a value that may be as long as its writer liked
 _ORDER = ("measured", "vector", "unmeasured", "tied", "unpaired", "buffer")
 
 
@@ -59,6 +65,8 @@ def show(plan: "Plan") -> None:
     out(
         f"measure:  reads {size(float(plan.bytes_to_read))}; estimates: peak memory {peak}, time {time} on this machine"
     )
+    out(printable(f"parent:   {_parent(plan.parentage)}"))
+    out(printable(f"tokens:   {_tokens(plan.vocabulary)}"))
     for warning in plan.warnings:
         out(printable(f"warning:  {warning}"))
     for tensor in plan.unmatched[:_SHOWN]:
@@ -68,4 +76,37 @@ def show(plan: "Plan") -> None:
 
 
 def _value(value: object) -> str:
-    return "not set" if value is None else str(value)
+    return "not set" if value is None else _short(str(value), 2 * _LONGEST)
+
+
+def _short(text: str, most: int = _LONGEST) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def _parent(found: "Parentage") -> str:
+    if found.verdict == "unknown":
+        return f"parent unknown: {found.evidence}"
+    words = {"right": "the right base", "wrong": "WRONG BASE"}
+    return f"{words.get(found.verdict, found.verdict)}: {found.evidence}"
+
+
+def _tokens(found: "tuple[Token, ...] | None") -> str:
+    if found is None:
+        return "not compared (that needs embed or lm_head, and a tokenizer.json on both sides)"
+    if not found:
+        return "every id means the same string on both sides"
+    changed = [t for t in found if t.base is not None and t.tuned is not None]
+    parts = [
+        _some(changed, "not the same string", lambda t: f"{t.id} {_short(str(t.base))} → {_short(str(t.tuned))}"),
+        _some([t for t in found if t.tuned is None], "in the base only", lambda t: f"{t.id} {_short(str(t.base))}"),
+        _some([t for t in found if t.base is None], "in the tuned only", lambda t: f"{t.id} {_short(str(t.tuned))}"),
+    ]
+    return "; ".join(part for part in parts if part)
+
+
+def _some(tokens: "list[Token]", what: str, shown: "Callable[[Token], str]") -> str:
+    if not tokens:
+        return ""
+    more = ", …" if len(tokens) > _TOKENS else ""
+    ids = "1 id" if len(tokens) == 1 else f"{len(tokens):,} ids"
+    return f"{ids} {what} ({', '.join(map(shown, tokens[:_TOKENS]))}{more})"
