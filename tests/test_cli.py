@@ -26,7 +26,7 @@ def call(*args: str, **how: object) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def pair(tmp_path: Path) -> tuple[str, str]:
-    base, tuned = write_pair(tmp_path, rank=2, sigma=0.3)
+    base, tuned = write_pair(tmp_path, rank=2, sigma=0.1)
     return str(base), str(tuned)
 
 
@@ -78,7 +78,7 @@ def test_no_torch_for_help_plan_and_errors(args: list[str], code: int, tmp_path:
             "perhaps you meant: --top",
         ),
         (["measure", "a", "b", "--out", "x", "--top", "many"], "error parsing --top", "--top INT"),
-        (["measure", "family:base", "family:instruct", "--out", "x", "--top", "0"], "--top 0", "--top 1 or more"),
+        (["measure", "family:base", "family:instruct", "--out", "x", "--top", "0"], "--top 0", "--top 1 to 4096"),
         (["measure", "family:bas", "family:base", "--out", "x"], "the family has no member 'bas'", "family:base"),
         (["family", "path", "reason"], "the family has no member 'reason'", "reasoning"),
     ],
@@ -98,7 +98,8 @@ def test_measure_prints_the_table_and_stores_the_run(pair: tuple[str, str], tmp_
     assert found.returncode == 0, found.stderr
     assert "gate_proj" in found.stdout
     assert "15 matrices hold" in found.stdout
-    assert "measure: 24/24 tensors" in found.stderr
+    assert "context: 15 matrices, about" in found.stderr  # the cost comes first
+    assert "measure: 49/49 tasks" in found.stderr
     run = dl.Run.open(tmp_path / "run")
     assert run.record["settings"]["top"] == 3
     assert run.record["command"].startswith("deltalens measure ")
@@ -106,7 +107,8 @@ def test_measure_prints_the_table_and_stores_the_run(pair: tuple[str, str], tmp_
 
 
 def test_quiet_json(pair: tuple[str, str], tmp_path: Path) -> None:
-    found = call("measure", *pair, "--out", str(tmp_path / "run"), "--quiet", "--json", "--verify")
+    args = ("--quiet", "--json", "--verify", "--context", "off")
+    found = call("measure", *pair, "--out", str(tmp_path / "run"), *args)
     assert found.stderr == ""
     record = json.loads(found.stdout)
     assert record == dl.Run.open(tmp_path / "run").record
@@ -115,9 +117,9 @@ def test_quiet_json(pair: tuple[str, str], tmp_path: Path) -> None:
 
 def test_another_pair_is_exit_3(pair: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = str(tmp_path / "run")
-    assert main(["measure", *pair, "--out", run, "--quiet"]) == 0
+    assert main(["measure", *pair, "--out", run, "--quiet", "--context", "off"]) == 0
     capsys.readouterr()
-    assert main(["measure", *pair[::-1], "--out", run, "--quiet"]) == 3
+    assert main(["measure", *pair[::-1], "--out", run, "--quiet", "--context", "off"]) == 3
     shown = capsys.readouterr()
     assert shown.out == ""
     assert shown.err == f"error: {run} holds a measurement of another pair\nfix: --out NEW\n"
@@ -146,7 +148,7 @@ def test_ctrl_c_is_130_and_resumes(tmp_path: Path) -> None:
     base = str(write_checkpoint(tmp_path / "a", w))
     tuned = str(write_checkpoint(tmp_path / "b", {name: t + 0.1 * torch.randn_like(t) for name, t in w.items()}))
     run = tmp_path / "run"
-    args = ["measure", base, tuned, "--out", str(run), "--threads", "1"]
+    args = ["measure", base, tuned, "--out", str(run), "--threads", "1", "--context", "off"]
     process = subprocess.Popen([sys.executable, "-m", "deltalens", *args], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while len(list(run.glob("parts/[!.]*"))) < 3 and time.monotonic() < deadline:

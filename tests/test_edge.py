@@ -7,7 +7,7 @@ import pytest
 
 from deltalens.spectrum import edge
 from deltalens.spectrum.delta import Delta
-from deltalens.spectrum.edge import EXACT_SHORT, _signs, find_spikes, lanczos_top
+from deltalens.spectrum.edge import EXACT_SHORT, find_spikes, lanczos_top, signs
 from deltalens.spectrum.gram import gram, singular_values, tridiagonalise
 from deltalens.statistics import wilson
 
@@ -103,11 +103,11 @@ def test_more_spikes_than_vectors_is_said(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_signs_are_one_matrix_whatever_the_blocks() -> None:
-    whole = _signs(0, 3000, 5, 1)
+    whole = signs(0, 3000, 5, 1)
     assert set(np.unique(whole)) == {-1.0, 1.0}
     assert abs(whole.mean()) < 0.05
-    assert np.array_equal(np.concatenate([_signs(i, min(700, 3000 - i), 5, 1) for i in range(0, 3000, 700)]), whole)
-    assert not np.array_equal(_signs(0, 3000, 5, 2), whole)
+    assert np.array_equal(np.concatenate([signs(i, min(700, 3000 - i), 5, 1) for i in range(0, 3000, 700)]), whole)
+    assert not np.array_equal(signs(0, 3000, 5, 2), whole)
 
 
 def test_lanczos_finds_the_top_of_a_noise_bulk() -> None:

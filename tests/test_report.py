@@ -11,104 +11,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from run_factory import SHAPES, make_run
 
 from deltalens.cli.report import Report
 from deltalens.errors import BadInput, Refused
 from deltalens.report.figures import indices
-from deltalens.report.page import build_page, visible, write_page
-from deltalens.store.files import write_json, write_table
+from deltalens.report.page import build_page, write_page
+from deltalens.report.view import visible
+from deltalens.store.files import write_json
 from deltalens.store.run import Run
-from deltalens.store.schema import LEDGER, MATRICES, NUMERICS_VERSION, SCHEMA, SPECTRA
 
-SHAPES = {"q_proj": 1, "k_proj": 0.5, "v_proj": 0.5, "o_proj": 1, "gate_proj": 3, "up_proj": 3, "down_proj": 3}
 HOSTILE = "</script><img src=x onerror=\"document.title='pwned'\">{{7*7}}<b>%{x}\u202e\u2028\x07&amp;"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-
-
-def matrix(name: str, kind: str, layer: int | None, rows: int, cols: int, sigma: np.ndarray, **changes: Any) -> dict:
-    """A plausible row of matrices.parquet for a bf16 pair."""
-    energy = float(sigma @ sigma)
-    zero = energy == 0
-    numbers = {
-        "norm_base": 10.0, "norm_tuned": 10.1, "norm_delta": energy**0.5, "relative_change": energy**0.5 / 10,
-        "cosine": 0.999, "zero_fraction": 1.0 if zero else 0.31, "changed_relative": 0.6, "changed_absolute": 0.5,
-        "sigma_max": float(sigma[0]), "nuclear_norm": float(sigma.sum()), "effective_rank": 0.0 if zero else 51.25,
-        "energy_effective_rank": 9.0, "participation_ratio": 5.0, "stable_rank": 3.5, "rank_50": 3, "rank_90": 20,
-        "rank_99": 40, "top_energy_1": 0.3, "top_energy_4": 0.6, "top_energy_16": 0.8, "row_share_1": 0.04,
-        "col_share_1": 0.03, "certificate": 1e-7, "noise_sigma": 1e-5, "snr": 4.0, "floor_edge": 0.02,
-        "above_floor": 0 if zero else 9, "bulk_edge": 0.03, "spikes": 0 if zero else 3,
-        "spike_energy": 0.0 if zero else 0.7, "denoised_effective_rank": None if zero else 12.5,
-        "predicted_zero_fraction": 1.0 if zero else 0.29, "seconds_spectrum": 0.1, "seconds": 0.2,
-    }  # fmt: skip
-    return {
-        "name": name, "tensor_base": f"model.{name}.weight", "tensor_tuned": f"model.{name}.weight", "layer": layer,
-        "kind": kind, "expert": None, "rows": rows, "cols": cols, "dtype_base": "BF16", "dtype_tuned": "BF16",
-        "status": "measured", "noise_model": "tuned_rounded", **numbers, "spikes_capped": False,
-    } | changes  # fmt: skip
-
-
-def make_run(
-    folder: Path,
-    layers: int = 2,
-    width: int = 32,
-    scale: float = 1.0,
-    sides: tuple[str, str] = ("family:instruct", "family:reasoning"),
-    rename: dict[str, str] | None = None,
-    warnings: tuple[str, ...] = (),
-    refused: str | None = None,
-    **changes: Any,
-) -> Run:
-    """A finished RUN, written from the schemas alone; keyword arguments change every row."""
-    folder.mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    rows, spectra, ledger = [], [], []
-    plan = [("embed", "embed", None, 2 * width, width)]
-    for layer in range(layers):
-        for kind, factor in SHAPES.items():
-            tall, name = int(width * factor), f"layers.{layer}.{kind}"
-            plan.append((name, kind, layer, *((width, tall) if kind == "down_proj" else (tall, width))))
-    for name, kind, layer, m, n in plan:
-        name = (rename or {}).get(name, name)
-        sigma = scale * np.sort(rng.gamma(1.0, 0.02, min(m, n)))[::-1]
-        rows.append(matrix(name, kind, layer, m, n, sigma, **changes))
-        if name == refused:
-            gone = {key: None for key in MATRICES.names if key in rows[-1] and MATRICES.names.index(key) > 10}
-            rows[-1] |= gone | {"status": "refused"}
-        else:
-            spectra.append({"name": name, "sigma": sigma})
-        ledger.append({
-            "tensor_base": name, "tensor_tuned": name, "name": name, "status": rows[-1]["status"],
-            "reason": "NaN or Inf in tuned" if name == refused else None, "elements": m * n,
-            "norm_delta_sq": None if name == refused else float(sigma @ sigma), "share": 0.0,
-        })  # fmt: skip
-    ledger.append({
-        "tensor_base": "model.norm.weight", "tensor_tuned": "model.norm.weight", "name": "norm", "status": "vector",
-        "reason": None, "elements": width, "norm_delta_sq": 1e-4 * scale, "share": 0.0,
-    })  # fmt: skip
-    total = sum(line["norm_delta_sq"] or 0.0 for line in ledger)
-    for line in ledger:
-        line["share"] = (line["norm_delta_sq"] or 0.0) / total if total else 0.0
-    write_table(folder / "matrices.parquet", rows, MATRICES)
-    write_table(folder / "spectra.parquet", spectra, SPECTRA)
-    write_table(folder / "ledger.parquet", ledger, LEDGER)
-    (folder / "directions.safetensors").write_bytes(b"")
-    identity = {
-        "files": [{"name": "model.safetensors", "size": 1234, "header_sha256": "ab12", "sample_sha256": "cd34"}]
-    }
-    record = {
-        "schema": SCHEMA, "numerics_version": NUMERICS_VERSION, "deltalens": "0.1.0", "status": "complete",
-        "pair": {side: {"source": source, "path": "/x", "revision": None, "identity": identity, "mtimes": {}}
-                 for side, source in zip(("base", "tuned"), sides, strict=True)},
-        "settings": {"top": 16, "both_rounded": False, "match": None, "threads": 2, "block_bytes": 67108864, "seed": 0},
-        "warnings": list(warnings),
-        "totals": {"matrices": len(rows), "refused": 0, "tensors": len(ledger), "compared": len(ledger),
-                   "elements": 801536, "norm_delta": total**0.5, "norm_base": 20.0,
-                   "relative_change": total**0.5 / 20, "share_measured": 0.99, "seconds": 1.9},
-        "environment": {"python": "3.11.7", "torch": "2.13.0", "platform": "Linux", "cpu_count": 2},
-        "peak_rss_bytes": 400_000_000, "command": "deltalens measure family:instruct family:reasoning --out RUN",
-    }  # fmt: skip
-    write_json(folder / "run.json", record)
-    return Run.open(folder)
 
 
 class Page(HTMLParser):
@@ -147,8 +61,11 @@ def assert_self_contained(page: Page) -> None:
     assert not {"link", "img", "iframe", "object", "embed", "base", "image", "video", "audio", "source"} & set(
         page.tags
     )
+    ids = {value for _, key, value in page.attributes if key == "id"}
     for tag, key, value in page.attributes:
-        assert key not in ("src", "href", "srcset", "action", "xlink:href", "background", "data", "poster", "ping"), tag
+        assert key not in ("src", "srcset", "action", "xlink:href", "background", "data", "poster", "ping"), tag
+        if key == "href":
+            assert value.startswith("#") and value[1:] in ids, f"{value} leads nowhere"
         assert not key.startswith("on"), f"{tag} has an inline handler"
         assert "url(" not in value
         if key == "http-equiv":
@@ -173,21 +90,80 @@ def test_one_run(tmp_path: Path) -> None:
 
 
 def test_embedded_numbers_are_the_stored_ones(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", width=300)
+    run = make_run(tmp_path / "run", width=300, full=True)
     data = Page(build_page([run])).data
     stored, shown = run.matrices.to_pylist(), data["runs"][0]
     assert shown["names"] == [row["name"] for row in stored]
-    for key, values in shown["columns"].items():
+    maps = shown["cells"]
+    assert [shown["names"][k] for k in maps["open"]] == maps["name"]
+    rows = {row["name"]: row for row in stored}
+    cells = [rows[name] for name in maps["name"]]
+    assert len(maps["columns"]) == len(data["metrics"]) > 60
+    for key, values in maps["columns"].items():
         if key == "zero_gap":
-            assert values == [row["zero_fraction"] - row["predicted_zero_fraction"] for row in stored]
-        else:
-            assert values == [row[key] for row in stored]
-    for row, edges, drawn in zip(stored, shown["edges"], shown["spectra"], strict=True):
+            assert values == [row["zero_fraction"] - row["predicted_zero_fraction"] for row in cells]
+        elif key == "left_rotation_ratio":
+            assert values == [row["left_rotation"] / row["left_rotation_null"] for row in cells]
+        elif not key.endswith("_ratio") or key == "participation_ratio":
+            assert values == [row[key] for row in cells], key
+    for row, edges, drawn, zeros in zip(stored, shown["edges"], shown["spectra"], shown["zeros"], strict=True):
         sigma = run.spectrum(row["name"])
         index = np.array(data["indices"][str(len(sigma))])
-        assert edges == [row["floor_edge"], row["bulk_edge"]]
+        m, n = row["rows"], row["cols"]
+        reference = row["norm_delta"] / (m * n) ** 0.5 * (m**0.5 + n**0.5)
+        assert edges == [row["floor_edge"], row["bulk_edge"], reference]
         assert index[0] == 1 and index[-1] == len(sigma) and len(index) <= 256
         np.testing.assert_allclose(drawn, sigma[index - 1], rtol=1e-5)
+        assert zeros == [row["predicted_zero_fraction"], row["zero_fraction"], row["deadzone"]]
+    nulls, heads = run.nulls, run.heads
+    assert nulls is not None and heads is not None
+    forest = shown["forest"]
+    flat = [
+        (forest["matrices"][m], statistic, *rest)
+        for statistic, lines in forest["rows"].items()
+        for m, _, *rest in lines
+    ]
+    keys = ("name", "statistic", "observed", "mean", "sd", "z")
+    assert sorted(map(repr, flat)) == sorted(repr(tuple(row[k] for k in keys)) for row in nulls.to_pylist())
+    for row in heads.to_pylist():
+        found = shown["heads"][row["kind"]]
+        place = (
+            found["layers"].index(row["layer"]),
+            found["heads"].index(row["group"] if row["head"] is None else row["head"]),
+        )
+        for key in ("share", "relative_change"):
+            assert found[key][place[0]][place[1]] == row[key]
+
+
+def test_context_nulls_and_heads_are_shown(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / "a", sides=("family:base", "family:instruct"), full=True, scale=2.0)]
+    runs.append(make_run(tmp_path / "b", full=True))
+    page = Page(build_page(runs))
+    assert_self_contained(page)
+    for said in ("every null", "no spread", "medians by kind", "QK product", "no row may be ranked", "permuted within"):
+        assert said in page.text or said in json.dumps(page.data)
+    ids = {value for _, key, value in page.attributes if key == "id"}
+    assert {"zeros-plot", "context-plot", "forest", "heads-0", "heads-1"} <= ids
+    assert not re.search(r"\b(nan|None|inf|undefined)\b", shown_text(page))
+
+
+def test_absent_tables_say_how_to_get_them(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    assert run.nulls is None and run.heads is None
+    page = Page(build_page([run]))
+    for command in ("--out RUN --context on", "--out RUN --nulls default"):
+        assert f"deltalens measure BASE TUNED {command}" in page.text
+    assert "no attention heads were found" in page.text
+    ids = {value for _, key, value in page.attributes if key == "id"}
+    assert not {"context-plot", "forest", "heads-0"} & ids and page.data["runs"][0]["ratios"] is None
+    assert not {"context", "masks (secondary)"} & {metric["of"] for metric in page.data["metrics"]}
+
+
+def test_a_damaged_extra_table(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", full=True)
+    (run.path / "nulls.parquet").write_bytes((run.path / "heads.parquet").read_bytes())
+    with pytest.raises(BadInput, match=r"nulls\.parquet has other columns"):
+        build_page([run])
 
 
 def test_drawn_indices() -> None:
@@ -204,13 +180,16 @@ def test_ledger_shares_sum_to_one(tmp_path: Path) -> None:
     assert "one dimension: norm only" in page.text
 
 
-@pytest.mark.parametrize("place", ["name", "source", "warning"])
+@pytest.mark.parametrize("place", ["name", "source", "warning", "tables", "matched"])
 def test_hostile_text_is_inert(tmp_path: Path, place: str) -> None:
     run = make_run(
         tmp_path / "run",
         rename={"layers.0.q_proj": HOSTILE} if place == "name" else None,
         sides=("family:instruct", HOSTILE if place == "source" else "family:reasoning"),
         warnings=(HOSTILE,) if place == "warning" else (),
+        full=True,
+        hostile=HOSTILE if place == "tables" else None,
+        size_matched=HOSTILE if place == "matched" else None,
     )
     html = build_page([run])
     page = Page(html)
@@ -233,9 +212,9 @@ def test_two_runs_are_overlaid(tmp_path: Path) -> None:
     assert page.data["columns"] == ["in", "0", "1", "2"]
     assert page.data["kinds"] == ["embed", *SHAPES]
     assert set(page.data["runs"][0]["names"]) < set(page.data["runs"][1]["names"])
-    assert page.data["runs"][1]["depth"]["denoised"] == [12.5] * 3
+    assert page.data["runs"][1]["depth"]["denoised_effective_rank"] == [12.5] * 3
     ids = {value for _, key, value in page.attributes if key == "id"}
-    assert {"heat-0", "heat-1", "spectrum", "depth"} <= ids
+    assert {"heat-0", "heat-1", "spectrum", "depth-rank", "depth-energy"} <= ids
     assert "These changes differ in size" in page.text
 
 
@@ -266,7 +245,7 @@ def test_float32_has_no_floor(tmp_path: Path) -> None:
     page = Page(build_page([run]))
     assert "all 15 matrices have no rounding floor (float32 storage)" in page.text.replace("All", "all")
     assert "not computed" in json.dumps(page.data, ensure_ascii=False)
-    assert page.data["runs"][0]["edges"][0] == [None, None]
+    assert page.data["runs"][0]["edges"][0][:2] == [None, None]
     assert not re.search(r"\b(nan|None|inf|undefined)\b", shown_text(page))
 
 
@@ -286,7 +265,7 @@ def test_below_the_floor(tmp_path: Path) -> None:
 
 
 def test_a_large_model_stays_under_12_megabytes(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", layers=64, width=5120)  # 449 matrices, 5,120 singular values but for k and v
+    run = make_run(tmp_path / "run", layers=64, width=5120, full=True)  # 449 matrices, most of 5,120 singular values
     assert len(build_page([run]).encode()) < 12e6
 
 
@@ -296,10 +275,9 @@ def test_more_matrices_than_a_page_holds(tmp_path: Path, monkeypatch: pytest.Mon
     page = Page(build_page([run]))
     largest = sorted(run.matrices.to_pylist(), key=lambda row: -row["norm_delta"])[:5]
     shown = page.data["runs"][0]
-    assert {name for name, k in zip(shown["names"], shown["drawn"], strict=True) if k is not None} == {
-        row["name"] for row in largest
-    }
-    assert len(shown["columns"]["relative_change"]) == 15
+    assert set(shown["names"]) == {row["name"] for row in largest}
+    assert len(shown["cells"]["columns"]["relative_change"]) == 15
+    assert sum(k is not None for k in shown["cells"]["open"]) == 5
     assert "The 5 with the largest ‖Δ‖" in page.text
 
 
@@ -352,23 +330,42 @@ def test_an_unfinished_run(tmp_path: Path) -> None:
         Report((str(run.path),)).run()
 
 
+USE = """<script>
+const $ = (id) => document.getElementById(id), seen = document.documentElement.dataset;
+const press = (key) =>
+  $("heat-1").dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true, cancelable: true }));
+for (const id of ["metric", "statistic", "slice", "head-value"]) {
+  for (let i = 0; i < $(id).options.length; i++) { $(id).selectedIndex = i; $(id).dispatchEvent(new Event("change")); }
+}
+$("theme").click();
+seen.after = seen.theme;
+document.querySelector("table.matrices thead th:nth-child(3)").click();
+document.querySelectorAll("table.matrices")[1].querySelector("tbody button").click();
+seen.opened = $("spectrum-title").textContent;
+$("heat-0").emit("plotly_click", { points: [{ pointIndex: [2, 1] }] });
+seen.clicked = $("spectrum-title").textContent;
+$("heat-1").focus();
+seen.at = $("reading").textContent;
+["ArrowDown", "ArrowRight", "ArrowRight", "ArrowRight", "ArrowUp"].forEach(press);
+seen.moved = $("reading").textContent;
+press("Enter");
+dispatchEvent(new Event("beforeprint"));
+seen.print = seen.theme + document.querySelectorAll("details:not([open])").length;
+dispatchEvent(new Event("afterprint"));
+</script></body>"""
+"""What a reader does with the page: every menu, a sorted table, a click, the keyboard, the other colours, paper."""
+
+
 @pytest.mark.browser
-def test_chromium_draws_the_page(tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", ["matrices", "tables"])
+def test_chromium_draws_the_page(tmp_path: Path, place: str) -> None:
     if CHROMIUM is None:
         pytest.skip("no chromium, chromium-browser or google-chrome is installed: the page was not opened")
-    hostile = {"layers.0.q_proj": HOSTILE}
-    first = make_run(tmp_path / "a", sides=("family:base", "family:instruct"), scale=2.0, rename=hostile)
-    page = write_page([first, make_run(tmp_path / "b")], tmp_path / "page.html")
-    use = """<script>
-      const metric = document.getElementById("metric");
-      for (let i = 0; i < metric.length; i++) { metric.value = i; metric.dispatchEvent(new Event("change")); }
-      document.querySelector("table.matrices thead th:nth-child(3)").click();
-      document.querySelectorAll("table.matrices")[1].querySelector("tbody button").click();
-      const opened = document.getElementById("spectrum-title").textContent;
-      document.getElementById("heat-1").emit("plotly_click", { points: [{ pointIndex: [2, 1] }] });
-      document.documentElement.dataset.opened = opened;
-    </script></body>"""
-    page.write_text(page.read_text().replace("</body>", use))
+    rename = {"layers.0.q_proj": HOSTILE} if place == "matrices" else None
+    hostile = HOSTILE if place == "tables" else None
+    first = make_run(tmp_path / "a", sides=("family:base", "family:instruct"), scale=2.0, full=True, rename=rename)
+    page = write_page([first, make_run(tmp_path / "b", full=True, hostile=hostile)], tmp_path / "page.html")
+    page.write_text(page.read_text().replace("</body>", USE))
     with tempfile.TemporaryDirectory() as profile:
         done = subprocess.run(
             [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync",
@@ -381,10 +378,17 @@ def test_chromium_draws_the_page(tmp_path: Path) -> None:
     assert "<title>pwned" not in done.stdout
     dom = Page(done.stdout)
     assert "img" not in dom.tags and not any(key.startswith("on") for _, key, _ in dom.attributes)
-    for figure in ("heat-0", "heat-1", "spectrum", "depth"):
+    figures = ("spectrum", "depth-rank", "depth-energy", "zeros-plot", "context-plot", "forest")
+    for figure in (*figures, "heat-0", "heat-1", "heads-0", "heads-1"):
         drawn = done.stdout.split(f'id="{figure}"')[1][:20000]
         assert "main-svg" in drawn, f"{figure} was not drawn"
-    assert 'data-opened="Spectrum of the change in embed"' in done.stdout
-    assert "Spectrum of the change in layers.0.k_proj" in dom.text
+    seen = {key.removeprefix("data-"): value for tag, key, value in dom.attributes if tag == "html"}
+    assert (seen["after"], seen["print"], seen["theme"]) == ("dark", "light0", "dark")
+    assert seen["opened"] == "Spectrum of the change in embed"
+    assert seen["clicked"] == "Spectrum of the change in layers.0.k_proj"
+    assert seen["at"].startswith("instruct → reasoning, layer 0, k_proj: layers.0.k_proj: ")
+    assert "layer 1, k_proj: layers.1.k_proj: " in seen["moved"]
+    assert "Spectrum of the change in layers.1.k_proj" in dom.text
     assert 'aria-sort="descending"' in done.stdout
-    assert "rounding floor, base → instruct" in done.stdout and "bulk edge, instruct → reasoning" in done.stdout
+    for label in ("rounding floor, base → instruct", "bulk edge, instruct → reasoning", "MP, reference only"):
+        assert label in done.stdout

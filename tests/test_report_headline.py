@@ -1,213 +1,212 @@
-"""Sentences from numbers: true for any numbers, with the words that MEASURES §2 allows."""
+"""The first sentences of the page: true on planted cases, absent where their data or their null is."""
 
-import math
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from run_factory import make_run
 
-from deltalens.report.headline import (
-    NOTHING,
-    confined_words,
-    facts,
-    lead,
-    number,
-    percent,
-    size_note,
-    spike_count,
-    summarise,
-    support,
-    zero_word,
-)
+from deltalens.report.card import comparable, size_effects, table
+from deltalens.report.context import by_kind, masks, ratios
+from deltalens.report.headline import Finding, findings, paired_ranks, principal
+from deltalens.report.heads import choices, slices
+from deltalens.report.nulls import forest, outcomes
+from deltalens.report.view import View, matched, read_views
+
+BASE = ("family:base", "family:instruct")
 
 
-def row(**changes: Any) -> dict[str, Any]:
-    """A matrix of a bf16 pair with two spikes."""
-    return {
-        "rows": 64,
-        "cols": 32,
-        "dtype_base": "BF16",
-        "dtype_tuned": "BF16",
-        "status": "measured",
-        "norm_delta": 2.0,
-        "relative_change": 0.1,
-        "noise_model": "tuned_rounded",
-        "effective_rank": 20.0,
-        "denoised_effective_rank": 5.0,
-        "spikes": 2,
-        "spikes_capped": False,
-        "spike_energy": 0.75,
-        "above_floor": 7,
-        "floor_edge": 0.01,
-        "bulk_edge": 0.02,
-        "zero_fraction": 0.5,
-        "predicted_zero_fraction": 0.45,
-        "row_share_1": 0.05,
-        "col_share_1": 0.05,
-    } | changes
-
-
-ZERO = row(norm_delta=0.0, relative_change=0.0, spikes=0, spike_energy=0.0, above_floor=0, effective_rank=0.0,
-           denoised_effective_rank=None, zero_fraction=1.0, predicted_zero_fraction=1.0)  # fmt: skip
-BELOW = row(spikes=0, spike_energy=0.0, above_floor=0, denoised_effective_rank=None)
-FLOAT32 = row(noise_model="none", dtype_base="F32", dtype_tuned="F32", floor_edge=0.0, predicted_zero_fraction=None,
-              denoised_effective_rank=20.0)  # fmt: skip
-REFUSED = dict.fromkeys(row()) | {"rows": 64, "cols": 32, "status": "refused"}
-
-
-def test_the_answer_of_a_planted_run() -> None:
-    summary = summarise([row(), row(effective_rank=24.0, denoised_effective_rank=7.0), BELOW])
-    assert lead(1.0, 0.0321, summary) == (
-        "The weights moved by 3.21 % of their norm; 2 of 3 matrices have spikes above rounding and chance; "
-        "the median effective rank is 6 denoised (22 raw, at most 32)."
-    )
-    said = support(summary, {"down_proj": 0.4, "up_proj": 0.35, "q_proj": 0.25})
-    assert "1 of 3 matrices is below the rounding floor: no singular value exceeds what rounding alone can show." in [
-        line[:1].lower() + line[1:] for line in said
+def views(tmp_path: Path, *cases: dict[str, Any]) -> list[View]:
+    sides = [BASE, ("family:instruct", "family:reasoning")][-len(cases) :]
+    runs = [
+        make_run(tmp_path / f"run-{i}", **{"sides": pair, **case})
+        for i, (pair, case) in enumerate(zip(sides, cases, strict=True))
     ]
-    assert "down_proj and up_proj hold 75 % of ‖Δ‖²." in said
-    assert "Entries that did not change, in 3 matrices with a prediction: explained by precision in 3." in said
-    assert summary.spike_energy == pytest.approx(0.5)
+    return read_views(runs)
 
 
-def test_raw_and_denoised_medians_are_over_the_same_matrices() -> None:
-    summary = summarise([row(), row(effective_rank=999.0, denoised_effective_rank=None)])
-    assert (summary.raw_rank, summary.denoised_rank, summary.ranked) == (20.0, 5.0, 1)
+def said(found: list[Finding]) -> dict[str, str]:
+    return {one.anchor: f"{one.title} | {one.text}" for one in found}
+
+
+def test_three_to_five_sentences_and_their_figures(tmp_path: Path) -> None:
+    full = findings(views(tmp_path, {"full": True}, {"full": True}))
+    assert [one.anchor for one in full] == ["map", "depth", "context", "zeros", "nulls"]
+    plain = findings(views(tmp_path / "plain", {}))
+    assert [one.anchor for one in plain] == ["map", "depth", "zeros"]
+
+
+def test_low_rank_is_not_specific_where_the_other_pair_is_low_rank_too(tmp_path: Path) -> None:
+    text = said(findings(views(tmp_path, {"decay": 0.3}, {"decay": 0.3, "denoised_effective_rank": 14.0})))["depth"]
+    assert text.startswith("Low-rank, but not specific to instruct → reasoning |")
+    assert re.search(r"(9\d[.\d]* %) in instruct → reasoning and \1 in base → instruct", text)
+    assert "instruct → reasoning is no lower in rank than base → instruct: median denoised effective rank 14" in text
 
 
 @pytest.mark.parametrize(
-    ("rows", "norm", "change", "answer"),
+    ("own", "other", "title"),
     [
-        ([ZERO, ZERO], 0.0, 0.0, "No compared tensor changed: both matrices are identical on the two sides."),
-        ([ZERO], 0.0, None, "No compared tensor changed: the only matrix is identical on the two sides."),
-        (
-            [ZERO, ZERO],
-            0.1,
-            1e-4,
-            "The weights moved by 0.01 % of their norm, none of it in a matrix: both matrices are identical on the "
-            "two sides.",
-        ),
-        (
-            [BELOW, BELOW],
-            1.0,
-            0.002,
-            "The weights moved by 0.2 % of their norm, and both matrices are below the rounding floor.",
-        ),
-        (
-            [FLOAT32],
-            1.0,
-            0.1,
-            "The weights moved by 10 % of their norm; the only matrix has spikes above chance; the median effective "
-            "rank is 20 (at most 32), with no rounding floor to correct for.",
-        ),
-        ([REFUSED], 0.0, None, "No matrix could be measured."),
-        ([], 0.0, None, "No matrix could be measured."),
+        ({"decay": 0.3}, {"decay": 0.99}, "Low-rank above noise"),
+        ({"decay": 0.99}, {"decay": 0.3}, "Not low-rank above noise"),
+        ({"decay": 0.9, "denoised_effective_rank": 12.5}, {"decay": 0.3}, "No lower in rank than base → instruct"),
+        ({"decay": 0.9, "denoised_effective_rank": 9.0}, {"decay": 0.3}, "Low rank above noise: undecided"),
+        ({"decay": 0.3, "snr": 0.5}, {"decay": 0.99}, "No lower in rank than base → instruct"),
+        ({"decay": 0.3, "snr": 0.5, "denoised_effective_rank": 9.0}, {}, "Low rank above noise: undecided"),
     ],
 )
-def test_the_answer_at_the_edges(rows: list[dict[str, Any]], norm: float, change: float | None, answer: str) -> None:
-    assert lead(norm, change, summarise(rows)) == answer
+def test_words_about_rank(tmp_path: Path, own: dict[str, Any], other: dict[str, Any], title: str) -> None:
+    found = next(one for one in findings(views(tmp_path, other, own)) if one.anchor == "depth")
+    assert found.title == title
+    assert ("decides nothing" in found.text) == ("snr" in own)
 
 
-def test_floorless_and_refused_are_said() -> None:
-    said = " ".join(support(summarise([FLOAT32, row(), REFUSED]), {}))
-    assert "1 of 2 matrices has no rounding floor (float32 storage)" in said
-    assert "1 matrix was refused and not measured; the ledger says why." in said
+def test_a_lower_rank_is_a_finding_only_at_equal_size(tmp_path: Path) -> None:
+    low = {"denoised_effective_rank": 9.0}
+    text = said(findings(views(tmp_path, {}, low)))["depth"]
+    assert "instruct → reasoning is lower in rank than base → instruct: median denoised effective rank 9" in text
+    text = said(findings(views(tmp_path / "sizes", {"scale": 2.0}, low)))["depth"]
+    assert "is lower" not in text and "differ in size, which alone can do that" in text
+
+
+def test_ranks_are_compared_over_the_same_matrices(tmp_path: Path) -> None:
+    first, second = views(tmp_path, {"layers": 1}, {"layers": 3})
+    assert paired_ranks(first, second) == (12.5, 12.5)
+    without = views(tmp_path / "none", {"denoised_effective_rank": None}, {})
+    assert paired_ranks(*without) is None
 
 
 @pytest.mark.parametrize(
-    ("observed", "predicted", "word"),
+    ("energy", "title"),
     [
-        (0.50, 0.45, "explained by precision"),
-        (0.35, 0.40, "explained by precision"),  # exactly −.05, which binary fractions miss
-        (0.52, 0.40, "explained by precision"),  # exactly .12
-        (0.521, 0.40, "sparser"),
-        (0.349, 0.40, "denser"),
-        (None, 0.4, None),
-        (0.4, None, None),
+        (0.9, "On the base's principal directions"),
+        (0.001, "Off the base's principal directions"),
     ],
 )
-def test_words_about_zeros(observed: float | None, predicted: float | None, word: str | None) -> None:
-    assert zero_word(observed, predicted) == word
+def test_on_or_off_the_principals(tmp_path: Path, energy: float, title: str) -> None:
+    view = views(tmp_path, {"full": True, "principal_energy": energy})[0]
+    text = said(findings([view]))["context"]
+    found = principal(view.rows)
+    assert text.startswith(title) and found is not None and found[0] == pytest.approx(energy)
+    assert "Gaussian in 7 of 7 and permuted within binades in 7 of 7 matrices tested" in text
 
 
-def test_confined() -> None:
-    assert confined_words(row(row_share_1=0.26)) == ["row-confined"]
-    assert confined_words(row(row_share_1=0.25, col_share_1=0.3)) == ["column-confined"]
-    assert confined_words(row()) == []
-    assert confined_words(REFUSED) == []
-    assert "row-confined (60 % of ‖Δ‖² in one line)" in dict(facts(row(row_share_1=0.6))).values()
-
-
-def test_caption_of_a_matrix() -> None:
-    said = dict(facts(row()))
-    assert said["Shape"] == "64 × 32, BF16 → BF16"
-    assert said["Effective rank"] == "20 raw → 5 denoised, of 32"
-    assert said["Spikes"] == "2, holding 75 % of ‖Δ‖²"
-    assert said["Unchanged entries"] == "50 % observed, 45 % predicted: explained by precision"
-    assert "not low-rank" in said["Above the floor"]
-
-
-def test_captions_without_numbers() -> None:
-    below = dict(facts(BELOW))
-    assert below["Above the floor"] == "nothing: below the rounding floor"
-    assert "20" not in below["Effective rank"]  # no raw rank without its denoised partner
-    assert dict(facts(ZERO))["Change"] == "none: Δ = 0"
-    assert dict(facts(REFUSED))["Status"] == "refused, see the ledger"
-    floorless = dict(facts(FLOAT32))
-    assert floorless["Rounding floor"] == "none (float32 storage)"
-    assert "no rounding floor to correct for" in floorless["Effective rank"]
-    no_edge = dict(facts(row(bulk_edge=None, spikes=None, spike_energy=None)))
-    assert (no_edge["Bulk edge"], no_edge["Spikes"]) == ("not computed", "not counted")
-
-
-def test_a_capped_count_says_so() -> None:
-    assert spike_count(row(spikes=256, spikes_capped=True)) == "≥ 256"
-    assert spike_count(row(spikes=None, spikes_capped=None)) == NOTHING
-
-
-def test_pairs_of_different_size_are_not_ranked() -> None:
-    note = size_note(["a → b", "b → c"], [0.06, 0.03])
-    assert note is not None and "6 % (a → b) and 3 % (b → c)" in note and "not a finding" in note
-    assert size_note(["a → b", "b → c"], [0.06, 0.0601]) is None
-    assert size_note(["a → b"], [0.06]) is None
-    assert size_note(["a → b", "b → c"], [0.06, None]) is None
+def test_at_chance_is_said_so(tmp_path: Path) -> None:
+    view = views(tmp_path, {"full": True})[0]
+    for row in view.rows:
+        row["principal_energy"] = 256 / (row["rows"] * row["cols"])
+    assert said(findings([view]))["context"].startswith("Neither on nor off the base's principal directions")
 
 
 @pytest.mark.parametrize(
-    ("value", "text"),
-    [(None, NOTHING), (math.nan, NOTHING), (math.inf, NOTHING), (0, "0"), (7, "7"), (801536, "801\u202f536"),
-     (3.14159, "3.14"), (1234.5, "1\u202f234"), (1e-7, "1e-07"), (5120.0, "5\u202f120")],
-)  # fmt: skip
-def test_numbers(value: int | float | None, text: str) -> None:
-    assert number(value) == text
-
-
-@given(st.floats(min_value=0, max_value=1, exclude_min=True, exclude_max=True))
-def test_a_part_is_never_all_or_nothing(share: float) -> None:
-    assert percent(share) not in ("0 %", "100 %")
-    assert "e" not in percent(share)
-
-
-@given(
-    st.lists(
-        st.builds(
-            row,
-            norm_delta=st.sampled_from([0.0, 1e-9, 3.0]),
-            spikes=st.one_of(st.none(), st.integers(0, 40)),
-            above_floor=st.integers(0, 32),
-            denoised_effective_rank=st.one_of(st.none(), st.floats(1, 32)),
-            spike_energy=st.one_of(st.none(), st.floats(0, 1)),
-            noise_model=st.sampled_from(["none", "tuned_rounded", "both_rounded"]),
-            predicted_zero_fraction=st.one_of(st.none(), st.floats(0, 1)),
-        ),
-        max_size=5,
-    ),
-    st.one_of(st.none(), st.floats(0, 5)),
+    ("observed", "predicted", "title"),
+    [
+        (0.31, 0.29, "Unchanged entries are explained by storage precision"),
+        (0.9, 0.29, "Sparser than storage precision explains"),
+        (0.1, 0.29, "Denser than storage precision predicts"),
+    ],
 )
-def test_sentences_hold_no_none_and_no_nan(rows: list[dict[str, Any]], change: float | None) -> None:
-    summary = summarise(rows)
-    told = [lead(1.0, change, summary), *support(summary, {"q_proj": 0.6, "vector": 0.4})]
-    told += [f"{term} {value}" for r in rows for term, value in facts(r)]
-    for text in told:
-        assert "None" not in text and "nan" not in text
+def test_zeros(tmp_path: Path, observed: float, predicted: float, title: str) -> None:
+    changes = {"zero_fraction": observed, "predicted_zero_fraction": predicted}
+    found = next(one for one in findings(views(tmp_path, changes)) if one.anchor == "zeros")
+    assert found.title == title and "15 of 15 matrices" in found.text
+
+
+def test_the_null_ensemble_overrules_the_prediction(tmp_path: Path) -> None:
+    view = views(tmp_path, {"full": True})[0]
+    for row in view.nulls or []:
+        row["z"] = 12.0
+    assert said(findings([view]))["zeros"].startswith("Unchanged entries: near what precision predicts, but not")
+    assert said(findings([view]))["nulls"].startswith("All 5 statistics survive every structureless update")
+
+
+def test_what_survives(tmp_path: Path) -> None:
+    text = said(findings(views(tmp_path, {"full": True}, {"full": True})))["nulls"]
+    assert text.startswith("2 of 4 statistics survive every structureless update")  # one has no spread: not counted
+    assert "principal energy and κ; not so: output rotation and low mask 30 %" in text
+    assert "What survives here survives in base → instruct too" in text
+    view = views(tmp_path / "one", {"full": True})[0]
+    assert [(line.statistic, line.word) for line in outcomes(view.nulls)] == [
+        ("principal_energy", "every null"),
+        ("spectral_energy", "every null"),
+        ("left_rotation", "no null"),
+        ("mask_low_30", "no null"),
+        ("zero_fraction", "no spread in the null"),
+    ]
+    for row in view.nulls or []:
+        row["z"] = 12.0 if row["null"] == "gaussian" and row["statistic"] != "zero_fraction" else 1.0
+    assert {line.word for line in outcomes(view.nulls)} == {"Gaussian", "no null"}
+    assert said(findings([view]))["nulls"].startswith("No statistic survives")
+
+
+def test_no_sentence_without_its_null(tmp_path: Path) -> None:
+    gone = dict.fromkeys(["snr", "predicted_zero_fraction", "bulk_edge", "spikes", "spike_energy"])
+    floorless = views(tmp_path, {"noise_model": "none", "noise_sigma": 0.0, "floor_edge": 0.0, **gone})
+    assert findings(floorless) == []
+    assert findings(views(tmp_path / "zero", {"scale": 0.0})) == []
+    for name in ("rotation", "energy"):  # context without its null: no ratio, no table cell
+        view = views(tmp_path / name, {"full": True, "left_rotation_null": None, "context_k": None})[0]
+        assert view.rows[0]["left_rotation_ratio"] is None and view.rows[0]["principal_energy_ratio"] is None
+        cells = dict(by_kind(view.rows))["embed"]
+        assert cells[0] == ("–", "–") and cells[4] == ("–", "–")
+        assert "context" not in said(findings([view]))
+
+
+def test_size_beside_rounding_and_kinds_beside_their_entries(tmp_path: Path) -> None:
+    view = views(tmp_path, {"noise_sigma": 1e-9})[0]
+    text = said(findings([view]))["map"]
+    assert "× what rounding shows" in text and "For its size" in text
+    loud = said(findings(views(tmp_path / "loud", {"noise_sigma": 1.0})))["map"]
+    assert loud.startswith("A change of 1.54 %, no more than rounding shows") or "no more than rounding" in loud
+
+
+def test_ratios_and_masks(tmp_path: Path) -> None:
+    row = views(tmp_path, {"full": True})[0].rows[1]
+    found = ratios(row)
+    assert found["principal_energy_ratio"] == pytest.approx(2.0)
+    assert found["left_energy_ratio"] == pytest.approx(1.5) and found["right_rotation_ratio"] == pytest.approx(1.5)
+    assert ratios(row | {"spectral_drift_null": 0.0})["spectral_drift_ratio"] is None
+    lines = masks([row])
+    assert len(lines) == 6 and lines[1]["observed"] == pytest.approx(1 / 3) and lines[1]["expected"] == 0.5
+    assert masks([row | {"mask_low_10": None}])[0]["alpha"] == 0.3
+
+
+def test_size_matched_runs(tmp_path: Path) -> None:
+    sides = ("family:instruct", "family:reasoning")
+    runs = [
+        make_run(tmp_path / "base-to-instruct", sides=BASE, full=True, stable_rank=5.0, spectral_energy=3.0),
+        make_run(tmp_path / "large", sides=sides, scale=2.0, full=True, stable_rank=9.0, spectral_energy=1.0),
+        make_run(tmp_path / "matched", sides=sides, full=True, stable_rank=4.0, spectral_energy=1.5,
+                 size_matched="family:base → family:instruct (0123456789ab)"),
+    ]  # fmt: skip
+    found = read_views(runs)
+    assert found[2].label == "instruct → reasoning, size-matched to base → instruct"
+    effects = " ".join(size_effects(found))
+    assert "size effect in stable rank, raw" in effects and "the order stays in κ" in effects
+    assert "base → instruct with instruct → reasoning, size-matched" in (comparable(found) or "")
+    assert table(found)[0][1][2] == ("5", "12.5 effective, denoised")
+    assert comparable(found[:1]) is None and "no row may be ranked" in (comparable(found[:2]) or "")
+    assert size_effects(found[:2]) == []
+
+
+def test_what_a_run_is_matched_to() -> None:
+    for value, shown in {
+        "RUN": "RUN",
+        "a/RUN/": "RUN",
+        "family:base → family:instruct (0123456789ab)": "base → instruct",
+        "org/a → /models/b/ (0123456789ab)": "a → b",
+    }.items():
+        assert matched({"settings": {"size_matched": value}}) == shown
+    assert matched({"settings": {"size_matched": None}}) is None and matched({"settings": 3}) is None
+
+
+def test_heads_and_forest(tmp_path: Path) -> None:
+    view = views(tmp_path, {"full": True})[0]
+    found = slices(view.heads)
+    assert list(found) == ["q", "k", "v", "o", "qk", "ov"] and found["k"]["heads"] == [0, 1]
+    assert found["qk"]["relative_change"] == [[0.02, 0.04, 0.02, 0.02], [0.02] * 4]
+    assert choices([found])[-1] == ["ov", "OV product (gauge-free)"]
+    assert slices(None) == {} and outcomes(None) == [] and forest(None)["rows"] == {}
+    drawn = forest(view.nulls)
+    assert len(drawn["matrices"]) == 7 and drawn["nulls"] == ["Gaussian", "permuted within binades"]
+    assert drawn["rows"]["spectral_energy"][0][2:] == pytest.approx([1.4, 0.7, 0.07, 10.0])

@@ -1,11 +1,12 @@
-"""Wilson's interval: published values, the defining equation, coverage, and refusals."""
+"""Intervals, corrections and p-values: published values, defining equations, coverage, and refusals."""
 
 import math
 import random
 
+import numpy as np
 import pytest
 
-from deltalens.statistics import wilson
+from deltalens.statistics import drawn_p, holm, wilson
 
 
 @pytest.mark.parametrize(
@@ -69,3 +70,22 @@ def test_wider_at_a_higher_level_and_narrower_with_more_trials() -> None:
 def test_bad_input_is_refused(successes: int, n: int, level: float) -> None:
     with pytest.raises(ValueError):
         wilson(successes, n, level)
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([]) == []
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    with pytest.raises(ValueError, match="outside"):
+        holm([1.2])
+
+
+def test_p_of_one_more_draw_is_uniform() -> None:
+    rng = np.random.default_rng(0)
+    sample = rng.normal(3, 2, (20_000, 8))
+    drawn = sample[:, 1:]
+    p = np.array([drawn_p(z, 7) for z in (sample[:, 0] - drawn.mean(axis=1)) / drawn.std(axis=1, ddof=1)])
+    for level in (0.01, 0.05, 0.5):
+        assert np.mean(p <= level) == pytest.approx(level, abs=4 * (level / 20_000) ** 0.5)
+    with pytest.raises(ValueError, match="spread"):
+        drawn_p(1.0, 1)

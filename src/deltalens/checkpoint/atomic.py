@@ -6,6 +6,8 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
+from deltalens.errors import BadInput
+
 TEMPORARY = ".tmp-"
 """Prefix of files under way; what a killed run left of them is removed by the next."""
 
@@ -16,8 +18,14 @@ def atomic(path: Path) -> Generator[Path, None, None]:
 
     Args:
         path: The file to write; its directory must exist.
+
+    Raises:
+        BadInput: The system refused to write: no room, no right, no such directory.
     """
-    handle, name = tempfile.mkstemp(prefix=TEMPORARY, suffix=path.suffix, dir=path.parent)
+    try:
+        handle, name = tempfile.mkstemp(prefix=TEMPORARY, suffix=path.suffix, dir=path.parent)
+    except OSError as problem:
+        raise BadInput(f"cannot write {path}: {_reason(problem)}") from problem
     os.close(handle)
     temporary = Path(name)
     try:
@@ -28,8 +36,14 @@ def atomic(path: Path) -> Generator[Path, None, None]:
         os.umask(mask)
         temporary.chmod(0o666 & ~mask)
         temporary.replace(path)
+    except OSError as problem:
+        raise BadInput(f"cannot write {path}: {_reason(problem)}", "make room or mend it, then repeat") from problem
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _reason(problem: OSError) -> str:
+    return (problem.strerror or str(problem)).lower()
 
 
 def remove_temporaries(directory: Path) -> None:

@@ -42,6 +42,8 @@ class TensorInfo:
 def read_json(path: Path) -> Any:
     """The parsed content of a JSON file; whatever is wrong with it is bad input naming the file."""
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise BadInput(f"{path} is not a regular file")
         with path.open("rb") as file:
             text = file.read(MAX_JSON_BYTES + 1)
     except OSError as problem:
@@ -128,7 +130,7 @@ def tensor_info(name: str, entry: Any, path: Path, data: int) -> TensorInfo:
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if not isinstance(dtype, str):
         raise BadInput(f"{where} has no dtype", CORRUPT)
-    if not _sizes(shape):
+    if not _sizes(shape) or len(shape) > 64 or prod(max(n, 1) for n in shape) >= 2**63:  # numpy's own limits
         raise BadInput(f"{where} has no valid shape", CORRUPT)
     if not _sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise BadInput(f"{where} has invalid data_offsets", CORRUPT)
@@ -139,7 +141,7 @@ def tensor_info(name: str, entry: Any, path: Path, data: int) -> TensorInfo:
 
 
 def _sizes(value: Any) -> bool:
-    return isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)
+    return isinstance(value, list) and all(type(n) is int and 0 <= n < 2**63 for n in value)
 
 
 def _check_layout(path: Path, infos: list[TensorInfo], data: int, size: int) -> None:

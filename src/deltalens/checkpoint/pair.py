@@ -1,6 +1,7 @@
 """Two checkpoints side by side: every tensor of either is one row, with what will be done to it and why."""
 
 import difflib
+import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -72,7 +73,13 @@ class Pair:
     parentage: Parentage
 
     @classmethod
-    def open(cls, base: str, tuned: str, match: str | None = None, headers_only: bool = False) -> "Pair":
+    def open(
+        cls,
+        base: str | os.PathLike[str],
+        tuned: str | os.PathLike[str],
+        match: str | None = None,
+        headers_only: bool = False,
+    ) -> "Pair":
         """Open both sides by their headers and pair their tensors.
 
         Args:

@@ -1,9 +1,11 @@
 """The preflight: what a measurement of a pair would read, need and leave out, from headers alone."""
 
 import json
+import math
 import os
 from collections import Counter
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from deltalens.checkpoint.embedding import tied
 from deltalens.checkpoint.pair import Pair, Row
@@ -93,7 +95,16 @@ class Plan:
 
     def to_json(self) -> str:
         """The plan as one JSON object."""
-        return json.dumps(asdict(self), indent=2)
+        return json.dumps(_finite(asdict(self)), indent=2, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    """A config may hold NaN or Infinity, which JSON cannot: they become text."""
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def plan(base: str, tuned: str, match: str | None = None) -> Plan:

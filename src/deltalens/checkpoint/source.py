@@ -1,6 +1,7 @@
 """Open a checkpoint by its headers: from a path, `family:NAME` or a hub id, whole or sharded."""
 
 import difflib
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,16 +62,16 @@ class Checkpoint:
         return self.config.get(key)
 
 
-def resolve(source: str) -> Path:
+def resolve(source: str | os.PathLike[str]) -> Path:
     """The local path of a checkpoint, downloaded to the hub's cache where `source` is a hub id.
 
     Raises:
         BadInput: There is no such path, family member or repository.
     """
-    return _locate(source)[0]
+    return _locate(_text(source))[0]
 
 
-def open_checkpoint(source: str, headers_only: bool = False) -> Checkpoint:
+def open_checkpoint(source: str | os.PathLike[str], headers_only: bool = False) -> Checkpoint:
     """Open a checkpoint without reading a weight.
 
     Args:
@@ -80,6 +81,7 @@ def open_checkpoint(source: str, headers_only: bool = False) -> Checkpoint:
     Raises:
         BadInput: It is missing, malformed, incomplete, or of a kind that is never loaded.
     """
+    source = _text(source)
     if headers_only and hub_id(source):
         from deltalens.checkpoint import hub
 
@@ -100,9 +102,17 @@ def open_checkpoint(source: str, headers_only: bool = False) -> Checkpoint:
     return Checkpoint(source, path, revision, files, tensors, config)
 
 
+def _text(source: Any) -> str:
+    """A source as text: pathlib paths are welcome."""
+    try:
+        return os.fsdecode(source)
+    except TypeError:
+        raise BadInput(f"a checkpoint is named by a path or text, not by {source!r}") from None
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """A model's config.json, `{}` where there is none."""
-    if not path.exists():
+    if not os.path.lexists(path):  # a dangling link is a damaged download, not a missing config
         return {}
     config = read_json(path)
     if not isinstance(config, dict):

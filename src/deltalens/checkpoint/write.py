@@ -9,7 +9,6 @@ import numpy as np
 
 from deltalens.checkpoint.atomic import atomic
 from deltalens.checkpoint.dtypes import DTYPES
-from deltalens.checkpoint.header import unreadable
 
 Entry = tuple[str, str, tuple[int, ...]]
 _ALIGN = 8  # the format's own: numpy and torch then map the data without a copy
@@ -34,17 +33,14 @@ def write_safetensors(
         BadInput: The system refused to write.
     """
     header, sizes = _header(entries, metadata)
-    try:
-        with atomic(path) as temporary, temporary.open("wb") as file:
-            file.write(header)
-            for (name, _, _), size in zip(entries, sizes, strict=True):
-                data = load(name)
-                raw = data if isinstance(data, bytes) else np.ascontiguousarray(data).reshape(-1).view(np.uint8).data
-                if len(raw) != size:
-                    raise ValueError(f"{name}: {len(raw)} bytes in place of {size}")
-                file.write(raw)
-    except OSError as problem:
-        raise unreadable(path, problem, "write") from None
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        file.write(header)
+        for (name, _, _), size in zip(entries, sizes, strict=True):
+            data = load(name)
+            raw = data if isinstance(data, bytes) else np.ascontiguousarray(data).reshape(-1).view(np.uint8).data
+            if len(raw) != size:
+                raise ValueError(f"{name}: {len(raw)} bytes in place of {size}")
+            file.write(raw)
 
 
 def _header(entries: Sequence[Entry], metadata: dict[str, str]) -> tuple[bytes, list[int]]:

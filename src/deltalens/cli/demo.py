@@ -9,6 +9,7 @@ import tyro
 
 from deltalens.cli.display import err, measuring, out
 from deltalens.cli.measure import show
+from deltalens.errors import BadInput
 
 PAIRS = (("base", "instruct"), ("instruct", "reasoning"))
 """Ordinary fine-tuning first: what it also does is not specific to reasoning."""
@@ -29,7 +30,10 @@ class Demo:
         from deltalens.report.page import write_page
         from deltalens.spectrum.measure import measure_diff
 
+        if not self.out:
+            raise BadInput("--out is empty", "--out DIRECTORY")
         folder = Path(self.out)
+        say = None if self.quiet else err
         runs = []
         for base, tuned in PAIRS:
             pair = Pair.open(f"family:{base}", f"family:{tuned}")
@@ -38,7 +42,7 @@ class Demo:
             if not self.quiet:
                 err(command)
             with measuring(self.quiet) as progress:
-                runs.append(measure_diff(pair, target, progress=progress, command=command))
+                runs.append(measure_diff(pair, target, context=True, progress=progress, say=say, command=command))
         for run in runs:
             show(run)
             out("")

@@ -1,5 +1,7 @@
 """What a person sees: tables on stdout, progress on stderr, and no control characters from anyone's file."""
 
+import io
+import shutil
 import sys
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -9,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from deltalens.store.engine import Progress
 
+_TABLE_WIDTH = 200
 _PLAIN_EVERY = 10.0
 """Seconds between progress lines where stderr is no terminal."""
 
@@ -19,14 +22,16 @@ def printable(text: str) -> str:
 
 
 def out(text: str) -> None:
-    """One line on stdout."""
-    sys.stdout.write(text + "\n")
+    """One line on stdout, where there is one."""
+    if sys.stdout is not None:
+        sys.stdout.write(text + "\n")
 
 
 def err(text: str) -> None:
-    """One line on stderr."""
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()
+    """One line on stderr, where there is one."""
+    if sys.stderr is not None:
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
 
 
 def warn(text: str) -> None:
@@ -53,8 +58,13 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], lef
         shown.add_column(column, justify="left" if i < left else "right", no_wrap=True)
     for row in rows:
         shown.add_row(*(Text(printable(cell)) for cell in row))
-    width = None if sys.stdout.isatty() else 200  # a pipe has no width; 80 would cut numbers
-    Console(file=sys.stdout, width=width, highlight=False).print(shown)
+    # Rendered to text first: rich would turn a closed pipe into an exit code of its own. Never narrower than the
+    # table: a terminal may wrap a line, but a cut number is no number.
+    live = sys.stdout is not None and sys.stdout.isatty()
+    page = io.StringIO()
+    width = max(shutil.get_terminal_size().columns if live else 0, _TABLE_WIDTH)
+    Console(file=page, width=width, force_terminal=live, highlight=False).print(shown)
+    out("\n".join(line.rstrip() for line in page.getvalue().splitlines()))
 
 
 def number(value: float | None, form: str = ".3g") -> str:
@@ -84,7 +94,7 @@ def measuring(quiet: bool) -> Generator[Callable[["Progress"], None] | None, Non
     if quiet:
         yield None
         return
-    live = sys.stderr.isatty()
+    live = sys.stderr is not None and sys.stderr.isatty()
     last = monotonic()
 
     def show(step: "Progress") -> None:
@@ -96,7 +106,7 @@ def measuring(quiet: bool) -> Generator[Callable[["Progress"], None] | None, Non
         last = now
         left = "" if finished else f", {duration(step.seconds_left)} left"
         line = (
-            f"measure: {step.tasks_done}/{step.tasks} tensors, {size(step.bytes_done)} of {size(step.bytes)}"
+            f"measure: {step.tasks_done}/{step.tasks} tasks, {size(step.bytes_done)} of {size(step.bytes)}"
             f"{left}  {printable(step.name)}"
         )
         if live:

@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import re
+import signal
 import sys
 from typing import Annotated, Any
 
@@ -36,19 +37,34 @@ _INTERRUPTED = 130
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns its exit code: 0 done, 2 bad input, 3 refused, 130 interrupted, 1 a bug."""
+    command = None
     try:
-        return _parse(argv).run()
+        command = _parse(argv)
+        code = command.run()
+        if sys.stdout is not None:
+            sys.stdout.flush()  # a full disk or a closed pipe shows here, not after we said that all went well
+        return code
     except DeltalensError as problem:
-        err(f"error: {printable(problem.error)}")
-        if problem.fix:
-            err(f"fix: {printable(problem.fix)}")
-        return problem.exit_code
+        return _fail(problem.error, problem.fix, problem.exit_code)
     except KeyboardInterrupt:
-        err("\ninterrupted; repeat the command to go on where it stopped")
+        resumes = isinstance(command, Measure | Demo)
+        err("\ninterrupted" + ("; repeat the command to go on where it stopped" if resumes else ""))
         return _INTERRUPTED
     except BrokenPipeError:  # the reader of our output left, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except RecursionError:
+        return _fail("the input is nested too deeply", None, 2)
+    except OSError as problem:  # what the system refuses is never a bug of ours
+        where = f"{problem.filename}: " if problem.filename else ""
+        return _fail(f"{where}{(problem.strerror or str(problem)).lower()}", None, 2)
+
+
+def _fail(error: str, fix: str | None, code: int) -> int:
+    err(f"error: {printable(error)}")
+    if fix:
+        err(f"fix: {printable(fix)}")
+    return code
 
 
 def _parse(argv: list[str] | None) -> Any:
@@ -91,7 +107,11 @@ def _usage(box: str) -> tuple[str, str]:
 
 
 def entry() -> None:
-    """The console script."""
+    """The console script, once everything is loaded."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # an ASCII terminal gets escapes, not a traceback
     sys.exit(main())
 
 

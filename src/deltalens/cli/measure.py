@@ -4,11 +4,11 @@ import json
 import shlex
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from deltalens.cli.display import duration, measuring, number, out, printable, table, warn
+from deltalens.cli.display import duration, err, measuring, number, out, printable, table, warn
 
 if TYPE_CHECKING:
     from deltalens.store.run import Run
@@ -28,6 +28,12 @@ class Measure:
     """Singular vectors kept per matrix."""
     both_rounded: bool = False
     """Both sides were rounded from wider masters: count both roundings as noise."""
+    context: Literal["auto", "on", "off"] = "auto"
+    """Measure Δ against the base's own directions; auto: up to 3 B parameters."""
+    nulls: Literal["auto", "off", "default", "full"] = "auto"
+    """What a structureless update of this size would show; auto: default where there is context."""
+    size_matched: Annotated[str | None, tyro.conf.arg(metavar="RUN2")] = None
+    """Scale this Δ to the norms of another RUN, round again, and measure that."""
     match: Annotated[str | None, tyro.conf.arg(metavar="GLOB")] = None
     """Spectra only of tensors whose canonical name matches, such as '*.mlp.*'."""
     threads: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
@@ -53,9 +59,13 @@ class Measure:
                 self.out,
                 top=self.top,
                 both_rounded=self.both_rounded,
+                context={"auto": None, "on": True, "off": False}[self.context],
+                nulls=None if self.nulls == "auto" else self.nulls,
+                size_matched=self.size_matched,
                 threads=self.threads,
                 verify=self.verify,
                 progress=progress,
+                say=None if self.quiet else err,
                 command=shlex.join(["deltalens", *sys.argv[1:]]),
             )
         for warning in run.record["warnings"][len(pair.warnings) :]:
@@ -80,12 +90,12 @@ def show(run: "Run") -> None:
             "depth",
             "n",
             "‖Δ‖/‖W‖",
-            "raw rank",
+            "rank",
             "denoised",
-            "above floor",
+            "above",
             "spikes",
             "zeros",
-            "predicted",
+            "pred.",
         ],
         [
             [
@@ -108,6 +118,6 @@ def show(run: "Run") -> None:
         f"‖Δ‖/‖W‖ = {number(totals['relative_change'])} over {totals['compared']} of {totals['tensors']} tensors; "
         f"{duration(totals['seconds'])}, peak {run.record['peak_rss_bytes'] / 1e6:.0f} MB"
     )
-    out("rank: effective rank (Roy–Vetterli), raw and above the rounding floor; medians. zeros: share of unchanged")
-    out("entries, and what 16-bit rounding of a dense update of this size would leave.")
+    out("rank: median effective rank (Roy–Vetterli), raw beside denoised. above: matrices with any σ over the rounding")
+    out("floor. zeros: share of unchanged entries; pred.: what rounding a dense update of this size would leave.")
     out(printable(f"stored in {run.path}; next: deltalens report {shlex.quote(str(run.path))}"))

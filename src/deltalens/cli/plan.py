@@ -62,9 +62,7 @@ def show(plan: "Plan") -> None:
     counts = ", ".join(f"{plan.statuses[status]:,} {status}" for status in _ORDER if status in plan.statuses)
     out(f"tensors:  {counts}")
     peak, time = size(float(plan.peak_memory_bytes)), duration(max(1.0, plan.seconds))
-    out(
-        f"measure:  reads {size(float(plan.bytes_to_read))}; estimates: peak memory {peak}, time {time} on this machine"
-    )
+    out(f"measure:  reads {size(float(plan.bytes_to_read))}; delta pass, estimated: peak memory {peak}, time {time}")
     out(printable(f"parent:   {_parent(plan.parentage)}"))
     out(printable(f"tokens:   {_tokens(plan.vocabulary)}"))
     for warning in plan.warnings:

@@ -11,7 +11,7 @@ from deltalens.cli.display import out, printable
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Write one self-contained HTML page; several RUNs are laid over each other."""
+    """Write one self-contained HTML page; several RUNs are laid over each other, the last is the one in question."""
 
     dirs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
     """Finished RUN directories."""

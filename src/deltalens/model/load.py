@@ -36,6 +36,7 @@ def load_directory(path: Path, dtype: str = "float32") -> "tuple[PreTrainedModel
     if not path.is_dir():
         raise BadInput(f"{path} is not a directory with a model", "give the directory that holds config.json")
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
@@ -48,7 +49,7 @@ def load_directory(path: Path, dtype: str = "float32") -> "tuple[PreTrainedModel
                 use_safetensors=True,  # never a pickle
                 dtype=getattr(torch, dtype),
             )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise BadInput(f"{path} does not load as a causal language model: {reason}") from error
     return model.eval(), tokenizer

@@ -7,18 +7,25 @@ from typing import Any
 import numpy as np
 
 from deltalens.checkpoint.names import KINDS
-from deltalens.report.glossary import GAP, MAPPED
-from deltalens.report.headline import Row, facts, measured
+from deltalens.report.context import STATISTICS, has_context, ratio_key
+from deltalens.report.glossary import MAPPED, Column, named
+from deltalens.report.heads import VALUES, choices, slices
+from deltalens.report.nulls import forest
+from deltalens.report.view import View
+from deltalens.report.words import EXPLAINED, Row, facts, measured
 from deltalens.store.run import Run
 
 POINTS = 256
 """Points drawn of one spectrum; every value stays in spectra.parquet."""
 
-BUDGET = 400_000
-"""Points drawn on one page, about 4.5 MB of JSON beside 4.8 MB of plotly."""
+BUDGET = 300_000
+"""Points drawn on one page, about 3.4 MB of JSON beside 4.8 MB of plotly."""
 
 _BEFORE, _AFTER = "in", "out"
 _INPUTS = ("embed", "pos_embed")
+
+CURVES = ("effective_rank", "denoised_effective_rank", "top_energy_4", "top_energy_16", "spike_energy")
+"""What is drawn over depth: raw beside denoised."""
 
 
 def grid(views: Sequence[Sequence[Row]]) -> dict[str, list[str]]:
@@ -58,23 +65,46 @@ def indices(length: int, points: int) -> list[int]:
     return [int(k) - 1 for k in wanted]
 
 
-def cell(row: Row, key: str) -> float | int | None:
-    """The heat-map value of one matrix, None where it is not defined."""
-    if key != GAP.key:
-        return row[key]
-    observed, predicted = row["zero_fraction"], row["predicted_zero_fraction"]
-    return None if observed is None or predicted is None else observed - predicted
+def cells(rows: Sequence[Row], drawn: Mapping[str, int], axes: Mapping[str, list[str]]) -> dict[str, Any]:
+    """The heat map of one run: its cells, and for each column one value per cell.
+
+    A cell of one matrix holds its stored numbers, a cell of several (experts) their medians.
+
+    Returns:
+        `place` [kind, column] of each cell, `count` of its matrices, `name` of the first, `open` the place of the
+        first one whose spectrum is drawn or None, `columns` by key.
+    """
+    kinds, columns = ({name: i for i, name in enumerate(axes[key])} for key in ("kinds", "columns"))
+    grouped: dict[tuple[int, int], list[Row]] = {}
+    for row in rows:
+        grouped.setdefault((kinds[row["kind"]], columns[column(row)]), []).append(row)
+    held = list(grouped.values())
+    return {
+        "place": [list(place) for place in grouped],
+        "count": [len(cell) for cell in held],
+        "name": [cell[0]["name"] for cell in held],
+        "open": [next((drawn[row["name"]] for row in cell if row["name"] in drawn), None) for cell in held],
+        "columns": {metric.key: [_middle(cell, metric.key) for cell in held] for metric in MAPPED},
+    }
+
+
+def _middle(rows: Sequence[Row], key: str) -> float | int | None:
+    values = [row[key] for row in rows if row[key] is not None]
+    if not values:
+        return None
+    return values[0] if len(rows) == 1 else float(median(values))
 
 
 def depth(rows: Sequence[Row]) -> dict[str, list[Any]]:
-    """Median raw and denoised effective rank per layer, both over the matrices that have a denoised one."""
+    """Median of each of `CURVES` per layer, all over the matrices that have a denoised rank."""
     layers = sorted({row["layer"] for row in rows if row["layer"] is not None})
-    curves: dict[str, list[Any]] = {"layer": layers, "raw": [], "denoised": [], "matrices": []}
+    curves: dict[str, list[Any]] = {"layer": layers, "matrices": [], **{key: [] for key in CURVES}}
     for layer in layers:
         ranked = [r for r in rows if r["layer"] == layer and r["denoised_effective_rank"] is not None]
         curves["matrices"].append(len(ranked))
-        curves["raw"].append(float(median(r["effective_rank"] for r in ranked)) if ranked else None)
-        curves["denoised"].append(float(median(r["denoised_effective_rank"] for r in ranked)) if ranked else None)
+        for key in CURVES:
+            known = [r[key] for r in ranked if r[key] is not None]
+            curves[key].append(float(median(known)) if known else None)
     return curves
 
 
@@ -90,59 +120,80 @@ def spectra(run: Run, rows: Sequence[Row], points: int) -> list[list[float] | No
     return drawn
 
 
-def payload(
-    runs: Sequence[Run], labels: Sequence[str], views: Sequence[Sequence[Row]], kept: Sequence[Sequence[Row]]
-) -> dict[str, Any]:
+def edges(row: Row) -> list[float | None]:
+    """Floor, bulk edge, and for reference the Marchenko–Pastur edge of i.i.d. entries of this ‖Δ‖."""
+    m, n = row["rows"], row["cols"]
+    reference = row["norm_delta"] / (m * n) ** 0.5 * (m**0.5 + n**0.5) if row["norm_delta"] else None
+    # an edge of zero is no edge, and has no place on a logarithmic axis
+    return [row["floor_edge"] or None, row["bulk_edge"] or None, reference]
+
+
+def payload(views: Sequence[View], kept: Sequence[Sequence[Row]]) -> dict[str, Any]:
     """Everything that the script of the page needs.
 
     Args:
-        runs: The runs, for their spectra.
-        labels: What each is called.
-        views: All rows of each run, for the heat maps and curves.
-        kept: The rows of each run whose spectra are drawn, a subset in the same order.
+        views: The runs.
+        kept: The rows of each run that are drawn one by one, a subset in the same order.
     """
     points = max(32, min(POINTS, BUDGET // max(1, sum(map(len, kept)))))
-    axes = grid(views)
+    axes = grid([view.rows for view in views])
     lengths = {min(row["rows"], row["cols"]) for rows in kept for row in rows}
+    heads = [slices(view.heads) for view in views]
+    shown = [m for m in MAPPED if any(row[m.key] is not None for view in views for row in view.rows)]
+    statistics = list(dict.fromkeys(row["statistic"] for view in views for row in view.nulls or []))
     return {
-        "metrics": [{"key": m.key, "head": m.head, "formula": m.formula, "unit": m.unit} for m in MAPPED],
+        "metrics": [_metric(column) for column in shown],
         **axes,
         "indices": {str(length): [k + 1 for k in indices(length, points)] for length in sorted(lengths)},
         "first": _first(kept),
+        "band": list(EXPLAINED),
+        "ratios": [{"key": ratio_key(s), "head": s.head} for s in STATISTICS],
+        "statistics": [_metric(named(key)) for key in statistics],
+        "slices": choices(heads),
+        "headValues": [{"key": key, "head": head, "unit": unit} for key, (head, unit) in VALUES.items()],
         "runs": [
-            _run(run, label, rows, chosen, axes, points)
-            for run, label, rows, chosen in zip(runs, labels, views, kept, strict=True)
+            _run(view, chosen, axes, points, {m.key for m in shown}, by_head)
+            for view, chosen, by_head in zip(views, kept, heads, strict=True)
         ],
     }
 
 
+def _metric(column: Column) -> dict[str, str]:
+    return {"key": column.key, "head": column.head, "formula": column.formula, "unit": column.unit, "of": column.group}
+
+
 def _run(
-    run: Run,
-    label: str,
-    rows: Sequence[Row],
+    view: View,
     kept: Sequence[Row],
     axes: Mapping[str, list[str]],
     points: int,
+    shown: set[str],
+    by_head: Mapping[str, Any],
 ) -> dict[str, Any]:
-    drawn = {row["name"]: place for place, row in enumerate(kept)}
-    kinds, columns = ({name: i for i, name in enumerate(axes[key])} for key in ("kinds", "columns"))
+    maps = cells(view.rows, {row["name"]: place for place, row in enumerate(kept)}, axes)
+    maps["columns"] = {key: values for key, values in maps["columns"].items() if key in shown}
+    zeros = [[row["predicted_zero_fraction"], row["zero_fraction"], row["deadzone"]] for row in kept]
+    ratios = {ratio_key(s): [_short(row[ratio_key(s)]) for row in kept] for s in STATISTICS}
     return {
-        "label": label,
-        "names": [row["name"] for row in rows],
-        "place": [[kinds[row["kind"]], columns[column(row)]] for row in rows],
-        "columns": {metric.key: [cell(row, metric.key) for row in rows] for metric in MAPPED},
-        "drawn": [drawn.get(row["name"]) for row in rows],
-        "spectra": spectra(run, kept, points),
+        "label": view.label,
+        "cells": maps,
+        "names": [row["name"] for row in kept],
+        "kinds": [row["kind"] for row in kept],
+        "spectra": spectra(view.run, kept, points),
         "lengths": [min(row["rows"], row["cols"]) for row in kept],
-        "edges": [[_edge(row, "floor_edge"), _edge(row, "bulk_edge")] for row in kept],
+        "edges": [edges(row) for row in kept],
         "spikes": [row["spikes"] for row in kept],
         "facts": [facts(row) for row in kept],
-        "depth": depth(rows),
+        "zeros": zeros,
+        "ratios": ratios if has_context(kept) else None,
+        "depth": depth(view.rows),
+        "forest": forest(view.nulls),
+        "heads": by_head,
     }
 
 
-def _edge(row: Row, key: str) -> float | None:
-    return row[key] or None  # an edge of zero is no edge, and has no place on a logarithmic axis
+def _short(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.4g}")
 
 
 def _first(kept: Sequence[Sequence[Row]]) -> str | None:

@@ -1,309 +1,254 @@
-"""Sentences from numbers: every word on the page that says what a run found, as pure functions of its rows."""
+"""The first sentences of the page: each a number, its null and where to see it, chosen by rules over the data.
 
-import math
+The last run is the one in question; those before it are what it is read beside. A sentence whose data is absent, or
+whose null was not computed, is left out.
+"""
+
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
 
-Row = Mapping[str, Any]
-"""One row of `matrices.parquet`."""
+from deltalens.report import context
+from deltalens.report.card import equal_size
+from deltalens.report.ledger import entries
+from deltalens.report.nulls import Outcome, outcomes
+from deltalens.report.view import View
+from deltalens.report.words import Row, join, measured, number, percent, zero_word
 
-NOTHING = "–"
-"""Stands where a number is not defined: never "nan", never "None"."""
+CHANCE = (0.8, 1.25)
+"""Observed over null inside which the page says "about chance"."""
 
-EXPLAINED = (-0.05, 0.12)
-"""Observed minus predicted zero share inside which dense updates of every tested shape lie, both ends included."""
+NOTABLE = 0.05
+"""Share of ‖Δ‖² below which a kind of matrix is not named in a sentence."""
 
-CONFINED = 0.25
-"""Share of the squared delta norm in one row or column above which the matrix is called confined to it."""
+LONGEST = 5
+"""Sentences at most."""
 
 
 @dataclass(frozen=True, slots=True)
-class Summary:
-    """What the sentences are made of.
+class Finding:
+    """One sentence.
 
     Attributes:
-        matrices: Matrices with numbers.
-        refused: Matrices without.
-        unchanged: Those whose delta is exactly zero.
-        below_floor: Changed ones with a rounding floor and no singular value above it.
-        floorless: Matrices stored so finely that no rounding floor is modelled.
-        counted: Matrices with a spike count.
-        with_spikes: Those of them that have at least one.
-        spike_energy: Share of the squared delta norm of the counted matrices that their spikes hold, or None.
-        ranked: Matrices with a denoised effective rank.
-        raw_rank: Their median raw effective rank, or None.
-        denoised_rank: Their median denoised effective rank, or None.
-        possible_rank: The largest rank that any of them could have, or None.
-        zeros: How many matrices each word about the share of unchanged entries fits.
+        title: What it comes to.
+        text: The sentence, with its number and its null.
+        anchor: The id of the section that shows it.
+        where: What that section is called in the link.
     """
 
-    matrices: int
-    refused: int
-    unchanged: int
-    below_floor: int
-    floorless: int
-    counted: int
-    with_spikes: int
-    spike_energy: float | None
-    ranked: int
-    raw_rank: float | None
-    denoised_rank: float | None
-    possible_rank: int | None
-    zeros: Mapping[str, int]
+    title: str
+    text: str
+    anchor: str
+    where: str
 
 
-def number(value: int | float | None, digits: int = 3) -> str:
-    """A number with `digits` significant digits, "–" for None and for anything not finite."""
-    if value is None or not math.isfinite(value):
-        return NOTHING
-    if isinstance(value, int) or (abs(value) < 1e15 and value == int(value) and abs(value) >= 10**digits):
-        return f"{int(value):,}".replace(",", "\u202f")
-    if 10**digits <= abs(value) < 1e6:
-        return f"{value:,.0f}".replace(",", "\u202f")
-    return f"{value:.{digits}g}"
+def findings(views: Sequence[View]) -> list[Finding]:
+    """Up to five sentences on the last run, read beside the others."""
+    if not views or not (views[-1].record["totals"]["norm_delta"] or 0) > 0:
+        return []
+    subject, beside = views[-1], list(views[:-1])
+    rules = (_size(subject, beside), _rank(subject, beside), _principal(subject, beside), _zeros(subject))
+    return [one for one in (*rules, _survival(subject, beside)) if one is not None][:LONGEST]
 
 
-def percent(share: int | float | None) -> str:
-    """A share as a percentage; one that is not whole never reads 100 %, one that is not nothing never reads 0 %."""
-    if share is None or not math.isfinite(share):
-        return NOTHING
-    if 0 < share < 1e-6:
-        return "< 0.0001 %"
-    if 0.9995 <= share < 1:
-        return "> 99.9 %"
-    return f"{100 * share:.3g} %" if abs(share) < 10 else f"{number(100 * share)} %"
-
-
-def zero_word(observed: int | float | None, predicted: int | float | None) -> str | None:
-    """The word for a share of unchanged entries beside the one that rounding predicts, None without a prediction."""
-    if observed is None or predicted is None:
+def over_rounding(rows: Sequence[Row]) -> tuple[float, float] | None:
+    """Relative change of the matrices with a rounding model, and what rounding alone shows of them; None without."""
+    known = [row for row in rows if measured(row) and row["noise_sigma"] and row["norm_base"]]
+    if not known:
         return None
-    gap, slack = observed - predicted, 1e-12  # .35 − .40 is not −.05 in binary; a bound must not hang on that
-    if gap > EXPLAINED[1] + slack:
-        return "sparser"
-    return "denser" if gap < EXPLAINED[0] - slack else "explained by precision"
+    base = sum(row["norm_base"] ** 2 for row in known)
+    change = sum(row["norm_delta"] ** 2 for row in known)
+    noise = sum(row["rows"] * row["cols"] * row["noise_sigma"] ** 2 for row in known)
+    return (change / base) ** 0.5, (noise / base) ** 0.5
 
 
-def confined_words(row: Row) -> list[str]:
-    """*row-confined*, *column-confined*, both or neither: such a change is no spike, however strong."""
-    named = (("row_share_1", "row-confined"), ("col_share_1", "column-confined"))
-    return [word for key, word in named if row[key] is not None and row[key] > CONFINED]
-
-
-def measured(row: Row) -> bool:
-    """Whether a row holds numbers: a refused tensor has a row without them."""
-    return row["norm_delta"] is not None
-
-
-def below_floor(row: Row) -> bool:
-    """Whether a changed matrix has a rounding floor and nothing above it."""
-    return measured(row) and row["norm_delta"] > 0 and row["noise_model"] != "none" and row["above_floor"] == 0
-
-
-def summarise(rows: Sequence[Row]) -> Summary:
-    """Counts and medians over the matrices of one run; raw and denoised rank are medians over the same matrices."""
-    known = [row for row in rows if measured(row)]
-    counted = [row for row in known if row["spikes"] is not None]
-    ranked = [row for row in known if row["denoised_effective_rank"] is not None]
-    energy = sum(row["norm_delta"] ** 2 for row in counted)
-    held = sum((row["spike_energy"] or 0.0) * row["norm_delta"] ** 2 for row in counted)
-    words = (zero_word(row["zero_fraction"], row["predicted_zero_fraction"]) for row in known)
-    return Summary(
-        matrices=len(known),
-        refused=len(rows) - len(known),
-        unchanged=sum(row["norm_delta"] == 0 for row in known),
-        below_floor=sum(map(below_floor, known)),
-        floorless=sum(row["noise_model"] == "none" for row in known),
-        counted=len(counted),
-        with_spikes=sum(row["spikes"] > 0 for row in counted),
-        spike_energy=held / energy if energy > 0 else None,
-        ranked=len(ranked),
-        raw_rank=_median(row["effective_rank"] for row in ranked),
-        denoised_rank=_median(row["denoised_effective_rank"] for row in ranked),
-        possible_rank=max((min(row["rows"], row["cols"]) for row in ranked), default=None),
-        zeros=dict(Counter(word for word in words if word)),
-    )
-
-
-def lead(norm_delta: int | float, relative_change: int | float | None, summary: Summary) -> str:
-    """The one-sentence answer for a pair: how far the weights moved, where spikes are, which rank is left.
-
-    Args:
-        norm_delta: ‖Δ‖ over all compared tensors, vectors too.
-        relative_change: The same over ‖W_base‖, None where that is zero.
-        summary: From `summarise`.
-    """
-    count = summary.matrices
-    if count == 0:
-        return "No matrix could be measured."
-    same = f"{_of(summary.unchanged, count)} identical on the two sides"
-    if summary.unchanged == count and norm_delta == 0:
-        return f"No compared tensor changed: {same}."
-    moved = f"The weights moved by {percent(relative_change)} of their norm"
-    if relative_change is None:
-        moved = f"The weights moved from zero to a norm of {number(norm_delta)}"
-    if summary.unchanged == count:
-        return f"{moved}, none of it in a matrix: {same}."
-    if summary.below_floor and summary.below_floor + summary.unchanged == count:
-        return f"{moved}, and {_of(summary.below_floor, count)} below the rounding floor."
-    parts = [moved]
-    if summary.counted:
-        null = "chance" if summary.floorless == count else "rounding and chance"
-        parts.append(f"{_of(summary.with_spikes, summary.counted, 'has', 'have')} spikes above {null}")
-    if summary.denoised_rank is not None:
-        raw, denoised = number(summary.raw_rank), number(summary.denoised_rank)
-        rank = f"{denoised} denoised ({raw} raw, at most {number(summary.possible_rank)})"
-        if summary.floorless == count:
-            rank = f"{raw} (at most {number(summary.possible_rank)}), with no rounding floor to correct for"
-        parts.append(f"the median effective rank is {rank}")
-    return f"{'; '.join(parts)}."
-
-
-def support(summary: Summary, shares: Mapping[str, float]) -> list[str]:
-    """The sentences under the answer, each with its numbers; only those that the numbers call for.
-
-    Args:
-        summary: From `summarise`.
-        shares: Share of the squared delta norm of each kind of tensor, as in the ledger.
-    """
-    count = summary.matrices
-    lines = []
-    if summary.with_spikes and summary.spike_energy is not None:
-        lines.append(
-            f"Spikes (directions above both the rounding floor and the bulk edge, which is the same change with "
-            f"random signs) hold {percent(summary.spike_energy)} of the squared change of "
-            f"{_matrices(summary.counted)}."
-        )
-    if summary.below_floor:
-        lines.append(
-            f"{_of(summary.below_floor, count).capitalize()} below the rounding floor: no singular value "
-            f"exceeds what rounding alone can show."
-        )
-    if summary.floorless:
-        lines.append(
-            f"{_of(summary.floorless, count, 'has', 'have').capitalize()} no rounding floor (float32 storage): "
-            f"the bulk edge is the only null there, and ranks are not corrected for rounding."
-        )
-    if 0 < summary.ranked < count:
-        lines.append(
-            f"Median ranks are over {number(summary.ranked)} of {_matrices(count)}: those with a denoised rank."
-        )
-    if summary.zeros:
-        total = sum(summary.zeros.values())
-        words = sorted(summary.zeros.items(), key=lambda item: (-item[1], item[0]))
-        said = _join([f"{word} in {number(times)}" for word, times in words])
-        lines.append(f"Entries that did not change, in {_matrices(total)} with a prediction: {said}.")
-    if half := _half(shares):
-        verb = "holds" if len(half) == 1 else "hold"
-        lines.append(f"{_join(half)} {verb} {percent(sum(shares[kind] for kind in half))} of ‖Δ‖².")
-    if 0 < summary.unchanged < count:
-        lines.append(f"{_of(summary.unchanged, count)} identical on the two sides.".capitalize())
-    if summary.refused:
-        verb = "was" if summary.refused == 1 else "were"
-        lines.append(f"{_matrices(summary.refused)} {verb} refused and not measured; the ledger says why.")
-    return lines
-
-
-def size_note(labels: Sequence[str], changes: Sequence[int | float | None]) -> str | None:
-    """Why pairs of different size may not be ranked, None where there is one run or the sizes agree within 5 %."""
-    known = [(label, change) for label, change in zip(labels, changes, strict=True) if change]
-    if len(known) < 2 or max(c for _, c in known) <= 1.05 * min(c for _, c in known):
+def _size(subject: View, beside: Sequence[View]) -> Finding | None:
+    found = over_rounding(subject.rows)
+    if found is None or not found[0]:
         return None
-    sizes = _join([f"{percent(change)} ({label})" for label, change in known])
-    return (
-        f"These changes differ in size: {sizes}. Ranks, spikes and zero shares depend on size, because a larger "
-        f"change stands further above the same rounding floor: their order here is not a finding about training."
+    change, noise = found
+    title = f"A change of {percent(change)}, {number(change / noise, 2)} × what rounding shows"
+    if change < 1.5 * noise:
+        title = f"A change of {percent(change)}, hardly more than rounding shows"
+    if change <= noise:
+        title = f"A change of {percent(change)}, no more than rounding shows"
+    text = f"{subject.label}: ‖Δ‖/‖W‖ of the matrices is {percent(change)}; rounding alone would leave {percent(noise)}"
+    others = [(view.label, pair[0]) for view in beside if (pair := over_rounding(view.rows)) is not None]
+    if others:
+        text += f" ({join([f'{percent(size)} in {label}' for label, size in others])})"
+    return Finding(title, f"{text}.{_kinds(subject)}", "map", "heat map")
+
+
+def _kinds(subject: View) -> str:
+    """The kind whose share of the squared change is furthest above its share of the entries, in a sentence."""
+    sizes = entries(subject.rows, subject.ledger)
+    known = [(share / sizes[kind], kind) for kind, share in subject.shares.items() if share >= NOTABLE and sizes[kind]]
+    if len(sizes) < 2 or not known:
+        return ""
+    ratio, kind = max(known)
+    if ratio < CHANCE[1]:
+        return f" No kind of matrix changed beyond its size: at most {number(ratio, 2)} × its share of the entries."
+    share, size = percent(subject.shares[kind]), percent(sizes[kind])
+    return f" For its size {kind} changed most: {share} of ‖Δ‖² with {size} of the entries."
+
+
+def _rank(subject: View, beside: Sequence[View]) -> Finding | None:
+    found = subject.leading
+    if found is None:
+        return None
+    others = [view for view in beside if view.leading is not None]
+    also = [view for view in others if view.leading is not None and view.leading.word == "low-rank"]
+    ranks = [(view, pair) for view in others if (pair := paired_ranks(subject, view)) is not None]
+    no_lower = [view for view, (own, other) in ranks if own >= other]
+    titles = {
+        "low-rank": "Low-rank above noise",
+        "not low-rank": "Not low-rank above noise",
+        "undecided": "Low rank above noise: undecided",
+    }
+    title = titles[found.word]
+    if found.word == "low-rank" and also:
+        title = f"Low-rank, but not specific to {subject.label}"
+    elif no_lower and found.word == "undecided":
+        title = f"No lower in rank than {no_lower[0].label}"
+    told = [f"{percent(view.leading.share)} in {view.label}" for view in (subject, *others) if view.leading]
+    text = (
+        f"The leading spikes (the first q/20 directions at most, above rounding floor and random-sign edge) hold this "
+        f"share of ‖Δ‖²: {join(told)}. Low-rank is 50 % or more, not low-rank 20 % or less."
     )
+    if found.noisy:
+        text += " Half of the squared change is no stronger than rounding, so this decides nothing."
+    for view, (own, other) in ranks:
+        text += f" {_ranked(subject, view, own, other)}"
+    return Finding(title, text, "depth", "rank over depth")
 
 
-def facts(row: Row) -> list[tuple[str, str]]:
-    """The caption of one matrix: pairs of a term and its value, with the words that its numbers earn."""
-    if not measured(row):
-        return [("Shape", f"{row['rows']} × {row['cols']}"), ("Status", f"{row['status']}, see the ledger")]
-    if row["norm_delta"] == 0:
-        return [("Shape", f"{row['rows']} × {row['cols']}"), ("Change", "none: Δ = 0")]
-    spikes, above, short = row["spikes"], row["above_floor"], min(row["rows"], row["cols"])
-    floorless = row["noise_model"] == "none"
-    word = zero_word(row["zero_fraction"], row["predicted_zero_fraction"])
-    lines = [
-        ("Shape", f"{row['rows']} × {row['cols']}, {row['dtype_base']} → {row['dtype_tuned']}"),
-        ("Relative change", percent(row["relative_change"])),
-        ("Effective rank", _rank(row, short)),
-        ("Spikes", _spikes(row, spikes)),
-        ("Above the floor", f"{number(above)} of {number(short)} σ (detectable, which is not low-rank)"),
-        ("Unchanged entries", f"{percent(row['zero_fraction'])} observed, no prediction"),
-        ("Rounding floor", f"{number(row['floor_edge'])} ({str(row['noise_model']).replace('_', ' ')})"),
-        ("Bulk edge", number(row["bulk_edge"])),
-    ]
-    named = dict(lines)
-    if floorless:
-        named["Rounding floor"] = "none (float32 storage)"
-        named.pop("Above the floor")
-    elif above == 0:
-        named["Above the floor"] = "nothing: below the rounding floor"
-    if row["bulk_edge"] is None:
-        named["Bulk edge"] = "not computed"
-    if word:
-        observed, predicted = percent(row["zero_fraction"]), percent(row["predicted_zero_fraction"])
-        named["Unchanged entries"] = f"{observed} observed, {predicted} predicted: {word}"
-    if confined := confined_words(row):
-        share = max(row["row_share_1"] or 0.0, row["col_share_1"] or 0.0)
-        named["Shape of the change"] = f"{' and '.join(confined)} ({percent(share)} of ‖Δ‖² in one line)"
-    return list(named.items())
+def _ranked(subject: View, view: View, own: float, other: float) -> str:
+    said = f"median denoised effective rank {number(own)} against {number(other)}"
+    if own >= other:
+        sizes = "" if equal_size(subject, view) else ", at different sizes"
+        return f"{subject.label} is no lower in rank than {view.label}: {said}{sizes}."
+    if equal_size(subject, view):
+        return f"{subject.label} is lower in rank than {view.label}: {said}."
+    return f"Against {view.label}: {said}, but the changes differ in size, which alone can do that."
 
 
-def spike_count(row: Row) -> str:
-    """The number of spikes, "≥ 256" where the count stopped at its limit."""
-    return f"≥ {row['spikes']}" if row["spikes_capped"] and row["spikes"] is not None else number(row["spikes"])
+def paired_ranks(first: View, second: View) -> tuple[float, float] | None:
+    """Median denoised effective rank of two runs over the matrices that have one in both, None where none has."""
+    own, other = (
+        {row["name"]: row["denoised_effective_rank"] for row in view.rows if row["denoised_effective_rank"] is not None}
+        for view in (first, second)
+    )
+    common = own.keys() & other.keys()
+    return (median(own[n] for n in common), median(other[n] for n in common)) if common else None
 
 
-def _rank(row: Row, short: int) -> str:
-    raw, denoised = number(row["effective_rank"]), number(row["denoised_effective_rank"])
-    if row["noise_model"] == "none":
-        return f"{raw} of {number(short)}, with no rounding floor to correct for"
-    if row["denoised_effective_rank"] is None:  # a raw rank without its partner would be read as a finding
-        return "none above the floor"
-    return f"{raw} raw → {denoised} denoised, of {number(short)}"
+def principal(rows: Sequence[Row]) -> tuple[float, float] | None:
+    """Principal energy and k²/(mn), both weighted by ‖Δ‖² over the matrices; None without context."""
+    null = context.STATISTICS[0].null
+    known = [(row, chance) for row in rows if row["principal_energy"] is not None and (chance := null(row))]
+    whole = sum(row["norm_delta"] ** 2 for row, _ in known)
+    if whole <= 0:
+        return None
+    held = sum(row["principal_energy"] * row["norm_delta"] ** 2 for row, _ in known)
+    return held / whole, sum(chance * row["norm_delta"] ** 2 for row, chance in known) / whole
 
 
-def _spikes(row: Row, spikes: int | None) -> str:
-    if spikes is None:
-        return "not counted"
-    return f"{spike_count(row)}, holding {percent(row['spike_energy'])} of ‖Δ‖²" if spikes else "none"
+def _principal(subject: View, beside: Sequence[View]) -> Finding | None:
+    found = principal(subject.rows)
+    if found is None:
+        return None
+    held, chance = found
+    ratio = held / chance
+    title = f"On the base's principal directions: {number(ratio, 2)} × chance"
+    if ratio < CHANCE[0]:
+        title = f"Off the base's principal directions: {number(ratio, 2)} × chance"
+    elif ratio <= CHANCE[1]:
+        title = "Neither on nor off the base's principal directions"
+    ks = {row["context_k"] for row in subject.rows if row["principal_energy"] is not None}
+    top = f"top {ks.pop()}" if len(ks) == 1 else "top"
+    text = (
+        f"{subject.label}: the base's {top} left and right directions hold {percent(held)} of ‖Δ‖²; "
+        f"a change without structure puts {percent(chance)} there ({number(ratio, 2)} ×)"
+    )
+    others = [(view.label, pair[0] / pair[1]) for view in beside if (pair := principal(view.rows)) is not None]
+    if others:
+        text += f"; {join([f'{number(times, 2)} × in {label}' for label, times in others])}"
+    return Finding(title, f"{text}.{_against(subject, 'principal_energy')}", "context", "context")
 
 
-def _half(shares: Mapping[str, float]) -> list[str]:
-    """The fewest kinds that together hold at least half, largest first; none where nothing changed."""
-    chosen, total = [], 0.0
-    for kind, share in sorted(shares.items(), key=lambda item: -item[1]):
-        if total >= 0.5 or share <= 0:
-            break
-        chosen.append(kind)
-        total += share
-    return chosen
+def _against(subject: View, statistic: str) -> str:
+    """In how many matrices each null of the ensemble fails to explain it, as a sentence; empty where none ran."""
+    line = next((one for one in outcomes(subject.nulls) if one.statistic == statistic), None)
+    if line is None or not line.decided:
+        return ""
+    if not any(one.outside for one in line.decided):
+        return f" The null ensemble ({_named_nulls([line])}) shows the same in every matrix tested."
+    said = [f"{one.null} in {one.outside} of {one.tested}" for one in line.decided]
+    return f" Not explained by the null draws: {join(said)} matrices tested."
 
 
-def _median(values: Iterable[int | float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return float(median(known)) if known else None
+def _zeros(subject: View) -> Finding | None:
+    known = [row for row in subject.rows if zero_word(row["zero_fraction"], row["predicted_zero_fraction"])]
+    size = sum(row["rows"] * row["cols"] for row in known)
+    if not size:
+        return None
+    observed, predicted = (
+        sum(row[key] * row["rows"] * row["cols"] for row in known) / size
+        for key in ("zero_fraction", "predicted_zero_fraction")
+    )
+    words = Counter(zero_word(row["zero_fraction"], row["predicted_zero_fraction"]) for row in known)
+    word, times = words.most_common(1)[0]
+    titles = {
+        "explained by precision": "Unchanged entries are explained by storage precision",
+        "sparser": "Sparser than storage precision explains",
+        "denser": "Denser than storage precision predicts",
+    }
+    title = titles[word or ""] if 2 * times > len(known) else "Unchanged entries: precision explains some matrices only"
+    line = next((one for one in outcomes(subject.nulls) if one.statistic == "zero_fraction"), None)
+    if line is not None and line.survives and word == "explained by precision":
+        title = f"Unchanged entries: near what precision predicts, but not explained by {_named_nulls([line])} draws"
+    stored = join(sorted({str(row["dtype_tuned"]) for row in known}))
+    text = (
+        f"{subject.label}: {percent(observed)} of the entries did not change, where a dense Gaussian change of this "
+        f"size stored as {stored} would leave {percent(predicted)}; {word} in {times} of {len(known)} matrices."
+    )
+    return Finding(title, f"{text}{_against(subject, 'zero_fraction')}", "zeros", "zeros and precision")
 
 
-def _matrices(count: int) -> str:
-    return "1 matrix" if count == 1 else f"{number(count)} matrices"
+def _survival(subject: View, beside: Sequence[View]) -> Finding | None:
+    decided = [line for line in outcomes(subject.nulls) if line.decided]
+    if not decided:
+        return None
+    kept = [line for line in decided if line.survives]
+    gone = [line for line in decided if not line.survives]
+    verb = "survives" if len(kept) == 1 else "survive"
+    title = f"{len(kept)} of {len(decided)} statistics {verb} every structureless update"
+    if not kept:
+        title = "No statistic survives every structureless update"
+    if not gone:
+        title = f"All {len(decided)} statistics survive every structureless update"
+    text = f"{subject.label}, not explained in most matrices by the null ensemble ({_named_nulls(decided)})"
+    if kept:
+        text += f": {_some(kept)}"
+    if gone:
+        text += f"; not so: {_some(gone)}"
+    same = [(view.label, _kept(view)) for view in beside if any(line.decided for line in outcomes(view.nulls))]
+    own = _kept(subject)
+    equal = [label for label, other in same if own and own <= other]
+    if equal:
+        text += f". What survives here survives in {join(equal)} too"
+    return Finding(title, f"{text}.", "nulls", "null ensemble")
 
 
-def _of(part: int, whole: int, one: str = "is", many: str = "are") -> str:
-    """A subject and its verb for `part` of `whole` matrices."""
-    if part == 0:
-        return f"none of {_matrices(whole)} {one}"
-    if part == whole:
-        named = {1: f"the only matrix {one}", 2: f"both matrices {many}"}
-        return named.get(whole, f"all {_matrices(whole)} {many}")
-    return f"{number(part)} of {_matrices(whole)} {one if part == 1 else many}"
+def _kept(view: View) -> set[str]:
+    return {line.statistic for line in outcomes(view.nulls) if line.survives}
 
 
-def _join(words: Sequence[str]) -> str:
-    return " and ".join(words) if len(words) < 3 else f"{', '.join(words[:-1])} and {words[-1]}"
+def _named_nulls(lines: Sequence[Outcome]) -> str:
+    return join(list(dict.fromkeys(one.null for line in lines for one in line.decided)))
+
+
+def _some(lines: Sequence[Outcome], most: int = 5) -> str:
+    heads = [line.head.replace(", raw", " (raw)") for line in lines]
+    return join(heads if len(heads) <= most else [*heads[: most - 1], f"{len(heads) - most + 1} more"])

@@ -1,10 +1,7 @@
 """The page: RUNs in, one self-contained HTML text out. Names and paths come from checkpoints and are never trusted."""
 
 import json
-import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,51 +11,26 @@ from markupsafe import Markup
 from deltalens import __version__
 from deltalens.checkpoint.atomic import atomic
 from deltalens.errors import BadInput
-from deltalens.report import headline
+from deltalens.report import card, context, ledger
 from deltalens.report.figures import payload
-from deltalens.report.glossary import COLUMNS, WORDS, Column
-from deltalens.report.headline import NOTHING, Row, Summary, number, percent
+from deltalens.report.glossary import COLUMNS, PRINTED, WORDS, Column
+from deltalens.report.headline import findings
+from deltalens.report.nulls import Outcome, nulls_of, outcomes
+from deltalens.report.summary import size_note
+from deltalens.report.view import View, read_views, visible
+from deltalens.report.words import NOTHING, Row, number, percent, spike_count
 from deltalens.store.run import Run
 
 TEMPLATES = Path(__file__).parent / "templates"
+
+SCRIPTS = tuple(f"{part}.js" for part in ("core", "maps", "spectrum", "curves", "points", "forest", "heads", "main"))
+"""The parts of the page's one script, in order."""
 
 RUNS = 6
 """Runs on one page: as many as there are line colours that a colour-blind reader tells apart."""
 
 ROWS = 2000
 """Matrices with a table row and a drawn spectrum on one page, and listed tensors; the files hold the rest."""
-
-VECTORS, UNMEASURED = "vectors (norm gains, biases)", "unmeasured tensors"
-_STATUSES = ("measured", "vector", "unmeasured", "refused", "unpaired", "tied", "buffer")
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """One run, read and put into words.
-
-    Attributes:
-        label: Short name of the pair, distinct on the page.
-        base: Source of the base side.
-        tuned: Source of the tuned side.
-        rows: Its matrices.
-        ledger: Its tensors.
-        record: `run.json`.
-        summary: Counts and medians.
-        shares: Share of the squared delta norm by kind of tensor, largest first.
-        lead: The one-sentence answer.
-        lines: The sentences under it.
-    """
-
-    label: str
-    base: str
-    tuned: str
-    rows: list[dict[str, Any]]
-    ledger: list[dict[str, Any]]
-    record: dict[str, Any]
-    summary: Summary
-    shares: dict[str, float]
-    lead: str
-    lines: list[str]
 
 
 def write_page(runs: Sequence[Run], out: Path) -> Path:
@@ -83,10 +55,10 @@ def write_page(runs: Sequence[Run], out: Path) -> Path:
 
 
 def build_page(runs: Sequence[Run]) -> str:
-    """One self-contained HTML page for one run, or for several laid over each other.
+    """One self-contained HTML page for one run, or for several laid over each other; the last is the one in question.
 
     It loads nothing from anywhere. At most about 12 MB: plotly, 256 points per spectrum, and beyond 2,000 matrices
-    only those with the largest ‖Δ‖ in the table and the spectra (the page says so).
+    only those with the largest ‖Δ‖ in the table and the figures that draw matrices one by one (the page says so).
 
     Raises:
         BadInput: No run or more than six, one twice, or a damaged record.
@@ -97,88 +69,57 @@ def build_page(runs: Sequence[Run]) -> str:
         raise BadInput(f"{len(runs)} runs on one page cannot be told apart", f"report at most {RUNS}")
     if len({run.path.resolve() for run in runs}) < len(runs):
         raise BadInput("one RUN is named twice", "name each once")
-    views = [_view(run, label) for run, label in zip(runs, _labels(runs), strict=True)]
+    views = read_views(runs)
     kept = [_largest(view.rows, ROWS // len(runs)) for view in views]
-    data = payload(runs, [view.label for view in views], [view.rows for view in views], kept)
+    shares = [view.shares for view in views]
+    columns = _columns(views)
+    against = [outcomes(view.nulls) for view in views]
     template = _environment().get_template("page.html.j2")
     return template.render(
         views=views,
         kept=kept,
-        columns=COLUMNS,
+        findings=findings(views),
+        columns=columns,
+        unprinted=[place for place, column in enumerate(columns, 3) if column.key not in PRINTED],
         words=WORDS,
         version=__version__,
-        note=headline.size_note([v.label for v in views], [v.record["totals"]["relative_change"] for v in views]),
+        note=size_note([view.label for view in views], [view.size for view in views]),
         warnings=[(view.label, text) for view in views for text in view.record["warnings"]],
-        statuses=_by_status(views),
-        kinds=_by_kind(views),
-        widest=max((share for view in views for share in view.shares.values()), default=0.0) or 1.0,
-        unlisted=[_not_measured(view, ROWS // len(runs)) for view in views],
+        context=[context.by_kind(view.rows) for view in views],
+        statistics=context.STATISTICS,
+        masks=[context.masks(view.rows) for view in views],
+        nulls=nulls_of(against),
+        tested=_tested(against),
+        zeros=any(row["zero_gap"] is not None for view in views for row in view.rows),
+        heads=any(view.heads for view in views),
+        card=card.table(views),
+        measures=card.MEASURES,
+        comparable=card.comparable(views),
+        effects=card.size_effects(views),
+        statuses=ledger.by_status([view.ledger for view in views]),
+        kinds=ledger.across(shares, [ledger.entries(view.rows, view.ledger) for view in views]),
+        widest=max((share for one in shares for share in one.values()), default=0.0) or 1.0,
+        unlisted=[_unlisted(view, ROWS // len(runs)) for view in views],
         settings=[_settings(view) for view in views],
-        data=_embedded(data),
+        data=_embedded(payload(views, kept)),
         css=_own("page.css"),
-        script=_own("page.js"),
+        dark=_own("dark.css"),
+        script=Markup('"use strict";\n(() => {{\n{}\n}})();').format(Markup("\n").join(map(_own, SCRIPTS))),
         plotly=_plotly(),
     )
 
 
-def visible(text: object) -> str:
-    """`text` with control, bidirectional and other invisible characters shown as escapes."""
-    shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
-    return "".join(shown)
+def _columns(views: Sequence[View]) -> list[Column]:
+    """The columns of the table: those that any run has a number for."""
+    return [c for c in COLUMNS if any(row[c.key] is not None for view in views for row in view.rows)]
 
 
-def _view(run: Run, label: str) -> View:
-    rows = [_clean(row) for row in run.matrices.to_pylist()]
-    ledger = run.ledger.to_pylist()
-    record = run.record
-    try:
-        sources = [visible(record["pair"][side]["source"]) for side in ("base", "tuned")]
-        warnings = [visible(text) for text in record["warnings"]]
-        totals = {key: record["totals"][key] for key in ("relative_change", "norm_delta", "seconds", "share_measured")}
-        settings, environment = dict(record["settings"]), dict(record["environment"])
-    except (KeyError, TypeError, ValueError) as problem:
-        raise BadInput(f"{run.path / 'run.json'} is damaged ({problem!r})", "measure again with --out NEW") from problem
-    if not all(value is None or type(value) in (int, float) for value in totals.values()):
-        raise BadInput(f"{run.path / 'run.json'} is damaged (totals)", "measure again with --out NEW")
-    record = {**record, "warnings": warnings, "totals": totals, "settings": settings, "environment": environment}
-    summary, shares = headline.summarise(rows), _shares(rows, ledger)
-    lead = headline.lead(totals["norm_delta"] or 0.0, totals["relative_change"], summary)
-    return View(label, *sources, rows, ledger, record, summary, shares, lead, headline.support(summary, shares))
-
-
-def _clean(row: dict[str, Any]) -> dict[str, Any]:
-    """A row with a name that is safe to look at, its stored name beside it, and no number that JSON cannot hold."""
-    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-    return {**finite, "name": visible(row["name"]), "stored_name": row["name"]}
-
-
-def _labels(runs: Sequence[Run]) -> list[str]:
-    """Each pair by the last names of its sides; the directory of the run is added where two read the same."""
-    labels = [" → ".join(_short(run.record, side) for side in ("base", "tuned")) for run in runs]
-    times = Counter(labels)
-    return [
-        f"{label} ({visible(run.path.resolve().name)})" if times[label] > 1 else label
-        for run, label in zip(runs, labels, strict=True)
-    ]
-
-
-def _short(record: Mapping[str, Any], side: str) -> str:
-    try:
-        source = str(record["pair"][side]["source"])
-    except (KeyError, TypeError):
-        return NOTHING  # _view tells of the damage
-    return visible(source.removeprefix("family:").rstrip("/").rpartition("/")[2] or source)
-
-
-def _shares(rows: Sequence[Row], ledger: Sequence[Row]) -> dict[str, float]:
-    """Share of the squared delta norm by kind, largest first; they sum to 1, or to 0 where nothing changed."""
-    kinds = {row["stored_name"]: row["kind"] for row in rows}
-    shares: dict[str, float] = {}
-    for row in ledger:
-        kind = VECTORS if row["status"] == "vector" else kinds.get(row["name"], UNMEASURED)
-        if row["status"] in ("measured", "vector", "unmeasured"):
-            shares[kind] = shares.get(kind, 0.0) + row["share"]
-    return dict(sorted(shares.items(), key=lambda item: -item[1]))
+def _tested(against: Sequence[Sequence[Outcome]]) -> list[tuple[Outcome, list[Outcome | None]]]:
+    """For each statistic of any run: one that names it, and the result of each run, None where it was not tested."""
+    by_run = [{line.statistic: line for line in run} for run in against]
+    first = {line.statistic: line for run in reversed(against) for line in run}
+    order = dict.fromkeys(line.statistic for run in against for line in run)
+    return [(first[statistic], [lines.get(statistic) for lines in by_run]) for statistic in order]
 
 
 def _largest(rows: list[dict[str, Any]], limit: int) -> list[dict[str, Any]]:
@@ -189,39 +130,18 @@ def _largest(rows: list[dict[str, Any]], limit: int) -> list[dict[str, Any]]:
     return [rows[i] for i in sorted(chosen)]
 
 
-def _by_status(views: Sequence[View]) -> list[tuple[str, list[dict[str, Any]]]]:
-    """For each status that occurs: tensors, elements and share in each run."""
-    lines = []
-    for status in (*_STATUSES, None):  # None is the sum
-        cells = []
-        for view in views:
-            rows = [row for row in view.ledger if status in (None, row["status"])]
-            sums = {key: sum(row[key] or 0 for row in rows) for key in ("elements", "share")}
-            cells.append({"tensors": len(rows), **sums})
-        if any(cell["tensors"] for cell in cells):
-            lines.append((status or "sum", cells))
-    return lines
-
-
-def _by_kind(views: Sequence[View]) -> list[tuple[str, list[float | None]]]:
-    order = list(dict.fromkeys(kind for view in views for kind in view.shares))
-    order.sort(key=lambda kind: -max(view.shares.get(kind, 0.0) for view in views))
-    return [(kind, [view.shares.get(kind) for view in views]) for kind in order]
-
-
-def _not_measured(view: View, limit: int) -> tuple[list[dict[str, Any]], int]:
-    """Tensors without a spectrum, those with the most change and the refused first, and how many are not listed."""
-    rows = [row for row in view.ledger if row["status"] != "measured"]
-    rows.sort(key=lambda row: (row["status"] != "refused", -(row["share"] or 0.0)))
-    listed = [
+def _unlisted(view: View, limit: int) -> tuple[list[dict[str, Any]], int]:
+    """Tensors without a spectrum, with texts that are safe to look at, and how many are not listed."""
+    rows, more = ledger.without_spectrum(view.ledger, limit)
+    named = [
         {
             **row,
             "name": visible(row["tensor_tuned"] or row["tensor_base"] or row["name"]),
             "reason": visible(row["reason"] or ""),
         }
-        for row in rows[:limit]
+        for row in rows
     ]
-    return listed, len(rows) - len(listed)
+    return named, more
 
 
 def _settings(view: View) -> list[tuple[str, str]]:
@@ -232,6 +152,8 @@ def _settings(view: View) -> list[tuple[str, str]]:
     lines += [(f"{side} revision", record["pair"][side].get("revision")) for side in ("base", "tuned")]
     lines += [("deltalens", record.get("deltalens")), ("numerics version", record.get("numerics_version"))]
     lines += [(str(key).replace("_", " "), value) for key, value in record["settings"].items()]
+    passes = record.get("passes")
+    lines += [(f"pass: {key}", value) for key, value in (passes.items() if isinstance(passes, Mapping) else ())]
     lines += [(str(key).replace("_", " "), value) for key, value in record["environment"].items()]
     lines += [("peak memory", f"{peak / 1e6:.0f} MB" if isinstance(peak, int | float) else None)]
     lines += [("time", None if (s := record["totals"]["seconds"]) is None else f"{number(s)} s")]
@@ -247,9 +169,17 @@ def _plain(value: object) -> str:
 def _cell(row: Row, column: Column) -> str:
     """A table cell: six digits, so that a reader can compute with it."""
     if column.key == "spikes":
-        return headline.spike_count(row)
+        return spike_count(row)
     value = row[column.key]
     return NOTHING if value is None else f"{value:.6g}"
+
+
+def _shown(value: float | None, unit: str) -> str:
+    return percent(value) if unit == "percent" else number(value, 6 if unit == "factor" else 3)
+
+
+def _score(z: float | None) -> str:
+    return NOTHING if z is None else f"{round(z, 1) + 0.0:.1f}".replace("-", "−")
 
 
 def _pretty(value: object) -> str:
@@ -281,5 +211,5 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         finalize=lambda value: NOTHING if value is None else value,
     )
-    environment.filters.update(number=number, percent=percent, pretty=_pretty, cell=_cell)
+    environment.filters.update(number=number, percent=percent, pretty=_pretty, cell=_cell, shown=_shown, score=_score)
     return environment

@@ -13,10 +13,18 @@ from jaxtyping import Float, Float32, Float64, Int64
 
 from deltalens.checkpoint.pair import Row
 from deltalens.checkpoint.read import HELD_ENTRIES, Reader
+from deltalens.spectrum.deadzone import Cells
+from deltalens.spectrum.matching import find_scale
 from deltalens.spectrum.noise import BINADES, binade_index
+from deltalens.spectrum.rounding import to_grid
 
 _CHUNK = 2**18
 """Entries summed at a time: the temporaries stay in the cache, about 3× faster than whole blocks."""
+
+_MATCHED = 1e-3
+"""Relative error of a matched norm: far below any difference between two trainings."""
+
+_MATCH_PASSES = 12  # passes over both sides in search of λ; 3 or 4 are usual
 
 
 @dataclass(slots=True)
@@ -32,7 +40,7 @@ class Sums:
         absolute: Entries with |Δ| > 1e-5.
         row_sq: Squared norm of Δ per row.
         col_sq: Squared norm of Δ per column.
-        binades_base: Entries of W_b per float32 exponent.
+        cells: Entries, zeros and ΣΔ² over cells of |w_b|.
         binades_tuned: Entries of W_t per float32 exponent.
     """
 
@@ -44,8 +52,13 @@ class Sums:
     zeros: int = 0
     relative: int = 0
     absolute: int = 0
-    binades_base: Int64[np.ndarray, " binades"] = field(default_factory=lambda: np.zeros(BINADES, np.int64))
+    cells: Cells = field(default_factory=Cells.empty)
     binades_tuned: Int64[np.ndarray, " binades"] = field(default_factory=lambda: np.zeros(BINADES, np.int64))
+
+    @property
+    def binades_base(self) -> Int64[np.ndarray, " binades"]:
+        """Entries of W_b per float32 exponent."""
+        return self.cells.binades
 
     @property
     def delta_sq(self) -> float:
@@ -77,7 +90,6 @@ class Sums:
         scale = np.maximum(np.abs(b), np.abs(t))
         scale *= np.float32(1e-3)
         self.relative += int(np.count_nonzero(size > scale))
-        self.binades_base += _binades(b)
         self.binades_tuned += _binades(t)
         b64, t64 = b.astype(np.float64).ravel(), t.astype(np.float64).ravel()
         self.base_sq += float(b64 @ b64)
@@ -85,6 +97,7 @@ class Sums:
         self.product += float(b64 @ t64)
         square = d.astype(np.float64)
         square *= square
+        self.cells.add(b, d, square)
         self.row_sq[row : row + len(d)] += square.sum(axis=1)
         self.col_sq[col : col + d.shape[1]] += square.sum(axis=0)
 
@@ -100,14 +113,19 @@ class Delta:
         row: The pair of tensors; its shape is [rows, cols] after any transposition.
         block_bytes: Largest block read from one side, as float32.
         held_entries: Matrices with more entries are streamed for every pass.
+        target_norm: Measure W_b + λΔ rounded to the tuned side's dtype instead of W_t, with λ such that the rounded
+            delta has this norm (`measure --size-matched`); a zero delta stays zero.
 
     Attributes:
         rows: Output dimension m.
         cols: Input dimension n.
         seconds: Time spent reading, upcasting and subtracting in the first pass.
+        scale: λ once the first pass has begun, None without a target.
     """
 
-    def __init__(self, row: Row, block_bytes: int, held_entries: int = HELD_ENTRIES) -> None:
+    def __init__(
+        self, row: Row, block_bytes: int, held_entries: int = HELD_ENTRIES, target_norm: float | None = None
+    ) -> None:
         assert row.base is not None and row.tuned is not None
         self.row = row
         self.rows, self.cols = row.shape
@@ -118,9 +136,12 @@ class Delta:
         if self.rows * self.cols <= held_entries:
             self.held = np.empty((self.rows, self.cols), np.float32)
         self.seconds = 0.0
+        self.target_norm = target_norm
+        self.scale: float | None = None
 
     def scan(self) -> Sums:
         """The first pass: sums over both sides, keeping Δ when it is small enough."""
+        self._match()
         sums = Sums(np.zeros(self.rows), np.zeros(self.cols))
         with np.errstate(invalid="ignore", over="ignore"):  # NaN and Inf are found in the sums and refused
             for r, c, base, tuned, delta in self._read():
@@ -139,6 +160,28 @@ class Delta:
         step = max(1, self.block_bytes // (8 * self.short))  # 8: the Gram takes them in float64
         for start in range(0, self.long, step):
             yield whole[start : start + step]
+
+    def _match(self) -> None:
+        """Find λ by passes over both sides; rounding makes the size of a delta grow by more or less than λ.
+
+        A stored delta is made of whole steps of the grid, so that many entries cross a threshold at the same λ and the
+        norm jumps there: a few percent off in the worst case.
+        """
+        size = self._norm() if self.target_norm is not None else 0.0
+        if not self.target_norm or not 0 < size < np.inf:
+            self.scale = 0.0 if self.target_norm == 0 < size < np.inf else None
+            return
+
+        def reached(scale: float) -> float:
+            self.scale = scale
+            return self._norm()
+
+        self.scale = find_scale(reached, self.target_norm, self.target_norm / size, _MATCHED, _MATCH_PASSES, _MATCHED)
+
+    def _norm(self) -> float:
+        """‖Δ‖ at the scale in force."""
+        with np.errstate(invalid="ignore", over="ignore"):
+            return float(np.sqrt(sum(np.sum(delta.astype(np.float64) ** 2) for *_, delta in self._read())))
 
     def _read(
         self,
@@ -163,5 +206,8 @@ class Delta:
                 if self.row.transposed:
                     b, t = b.T, t.T
                 delta = t - b
+                if self.scale is not None:
+                    t = to_grid(b + np.float32(self.scale) * delta, self.row.tuned.dtype)
+                    delta = t - b
                 self.seconds += perf_counter() - began
                 yield (start, 0, b, t, delta) if by_rows else (0, start, b, t, delta)

@@ -67,11 +67,13 @@ def find_spikes(delta: Delta, form: Tridiagonal, sigma: Float64[np.ndarray, " q"
     """
     q, p = delta.short, delta.long
     zero = ZERO * sigma[0]
+    # A power of two that brings Δ near 1: squares of a float32 delta of 1e±20 leave float32's range.
+    scale = 2.0 ** float(np.clip(-np.frexp(sigma[0])[1], -126, 126))
     k, edge = 0, 0.0
     for _ in range(MOST_ROUNDS):
         if k >= q:  # nothing is left to flip
             break
-        flipped = _top(lambda k=k: _flipped(delta, form, sigma, k, seed), delta, seed)
+        flipped = _top(lambda k=k: _flipped(delta, form, sigma, k, seed, scale), delta, seed) / scale
         edge = float((1 + 1.5 / q**0.5) * flipped / ((1 - k / q) * (1 - k / p)) ** 0.5)
         found = int(np.count_nonzero(sigma > max(floor, edge, zero)))
         if min(found, MOST_VECTORS) <= k:
@@ -82,9 +84,9 @@ def find_spikes(delta: Delta, form: Tridiagonal, sigma: Float64[np.ndarray, " q"
 
 
 def _flipped(
-    delta: Delta, form: Tridiagonal, sigma: Float64[np.ndarray, " q"], k: int, seed: int
+    delta: Delta, form: Tridiagonal, sigma: Float64[np.ndarray, " q"], k: int, seed: int, scale: float
 ) -> Iterator[Float32[np.ndarray, "_ q"]]:
-    """Blocks of (X − its k leading terms)∘E."""
+    """Blocks of (X − its k leading terms)∘E, times `scale`."""
     if k:
         k = min(k, numerical_rank(sigma, ZERO))
         short = short_vectors(form, k)
@@ -93,11 +95,11 @@ def _flipped(
     start = 0
     for block in delta.blocks():
         residual = block - left[start : start + len(block)] @ right if k else block
-        yield residual * _signs(start, len(block), delta.short, seed)
+        yield residual * (signs(start, len(block), delta.short, seed) * np.float32(scale))
         start += len(block)
 
 
-def _signs(start: int, count: int, width: int, seed: int) -> Float32[np.ndarray, "c q"]:
+def signs(start: int, count: int, width: int, seed: int) -> Float32[np.ndarray, "c q"]:
     """Rows start … start + count of E, drawn in fixed groups of rows."""
     first, last = start // _SIGN_ROWS, (start + count - 1) // _SIGN_ROWS
     groups = []

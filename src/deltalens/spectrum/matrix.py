@@ -11,6 +11,7 @@ import numpy as np
 from deltalens.checkpoint.dtypes import sixteen_bit
 from deltalens.checkpoint.pair import Row
 from deltalens.checkpoint.read import BLOCK_BYTES, Reader
+from deltalens.spectrum import deadzone
 from deltalens.spectrum.delta import Delta, Sums
 from deltalens.spectrum.edge import find_spikes, seed_of
 from deltalens.spectrum.gram import (
@@ -43,6 +44,7 @@ class Settings:
         top: Singular vectors kept per matrix.
         both_rounded: Whether both sides' rounding counts as noise.
         match: The glob that chose the matrices, None for all.
+        size_matched: Which other RUN's norms Δ was scaled to, None for Δ as it is.
         threads: BLAS threads; sums are taken in another order with another count.
         block_bytes: Largest block read from one side, as float32.
         seed: Of the sign flips.
@@ -51,13 +53,19 @@ class Settings:
     top: int = 16
     both_rounded: bool = False
     match: str | None = None
+    size_matched: str | None = None
     threads: int = 1
     block_bytes: int = BLOCK_BYTES
     seed: int = 0
 
 
-def measure_matrix(row: Row, settings: Settings) -> Part:
+def measure_matrix(row: Row, settings: Settings, target_norm: float | None = None) -> Part:
     """Measure the delta of one 2-D tensor.
+
+    Args:
+        row: The pair of tensors.
+        settings: Of the delta pass.
+        target_norm: Scale Δ to this norm and round W_tuned again first; None leaves it as it is.
 
     Returns:
         A part whose row holds the columns of `matrices.parquet` and whose arrays are the complete `sigma` (float64)
@@ -65,7 +73,7 @@ def measure_matrix(row: Row, settings: Settings) -> Part:
     """
     assert row.base is not None and row.tuned is not None
     began = perf_counter()
-    delta = Delta(row, settings.block_bytes)
+    delta = Delta(row, settings.block_bytes, target_norm=target_norm)
     sums = delta.scan()
     if not sums.finite:
         return Part({"status": "refused", "reason": _not_finite(sums), "norm_delta_sq": None}, {})
@@ -104,6 +112,7 @@ def measure_matrix(row: Row, settings: Settings) -> Part:
         "predicted_zero_fraction": predicted_zero_fraction(sums.binades_base, row.base.dtype, sums.delta_sq / (m * n))
         if model == "tuned_rounded" and same_grid
         else None,
+        **_zeros(sums, delta, model == "tuned_rounded" and same_grid),
     }
     arrays, proof = _vectors(delta, form, sigma, settings.top)
     return Part(
@@ -139,6 +148,8 @@ def norm_only(row: Row, settings: Settings) -> Part:
 def _chunks(reader: Reader, block_bytes: int) -> Iterator[np.ndarray]:
     """The tensor in blocks along its first dimension."""
     shape = reader.info.shape
+    if reader.info.elements == 0:
+        return
     if not shape:
         yield reader.all().reshape(1)  # a difference of 0-D arrays would be a bare number
         return
@@ -160,6 +171,19 @@ def _norms(sums: Sums) -> dict[str, float | None]:
         "norm_delta": sums.delta_sq**0.5,
         "relative_change": sums.delta_sq**0.5 / base if base else None,
         "cosine": min(1.0, max(-1.0, sums.product / (base * tuned))) if base and tuned else None,
+    }
+
+
+def _zeros(sums: Sums, delta: Delta, one_grid: bool) -> dict[str, Any]:
+    """The dead-zone columns; a rescaled delta has other zeros than rounding its update would leave."""
+    assert delta.row.tuned is not None
+    asked = one_grid and delta.scale is None
+    found = deadzone.fit(sums.cells, delta.row.tuned.dtype) if asked else deadzone.NOT_ASKED
+    return {
+        "deadzone": found.verdict,
+        "deadzone_scale": found.scale,
+        "deadzone_sparsity": found.sparsity,
+        "deadzone_misfit": found.misfit,
     }
 
 

@@ -31,14 +31,15 @@ def part_key(*identity: Any) -> str:
 
 def write_part(directory: Path, key: str, part: Part) -> None:
     """Store `part` under `key`; it is there whole or not at all."""
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
+    arrays = {name: np.ascontiguousarray(array) for name, array in part.arrays.items()}
     with atomic(directory / f"{key}.safetensors") as temporary:
-        save_file(
-            {name: np.ascontiguousarray(array) for name, array in part.arrays.items()},
-            temporary,
-            metadata={"row": json.dumps(part.row, allow_nan=False)},
-        )
+        try:
+            save_file(arrays, temporary, metadata={"row": json.dumps(part.row, allow_nan=False)})
+        except SafetensorError as problem:  # how the library reports a full disk
+            raise OSError(str(problem)) from problem
 
 
 def read_part(directory: Path, key: str) -> Part | None:
@@ -50,9 +51,8 @@ def read_part(directory: Path, key: str) -> Part | None:
         return None
     try:
         with safe_open(path, framework="np") as file:
-            return Part(
-                json.loads(file.metadata()["row"]),
-                {name: file.get_tensor(name) for name in file.keys()},  # noqa: SIM118 — not a dict
-            )
+            row = json.loads(file.metadata()["row"])
+            names = file.keys()  # a method of the file, not of a dict
+            return Part(row, {name: file.get_tensor(name) for name in names}) if isinstance(row, dict) and row else None
     except (SafetensorError, OSError, ValueError, KeyError, TypeError):
         return None

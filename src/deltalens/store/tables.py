@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -11,22 +12,37 @@ from deltalens.checkpoint.pair import Pair, Row
 from deltalens.checkpoint.write import write_safetensors
 from deltalens.store.files import write_table
 from deltalens.store.parts import Part
-from deltalens.store.schema import COUNTED, LEDGER, MATRICES, SCHEMA, SPECTRA
+from deltalens.store.schema import COUNTED, HEADS, LEDGER, MATRICES, NULLS, SCHEMA, SPECTRA
 
-TABLES = ("matrices.parquet", "ledger.parquet", "spectra.parquet", "directions.safetensors")
+FAR = 0.5
+"""Median relative change from which a pair is doubted; a choice of ours, ten times what the embedded family moves."""
+
+LOW_COSINE = 0.9
+"""cos = .9 belongs to a relative change of .5 at equal norms; unrelated models have cos near 0."""
+
+TABLES = (
+    *("matrices.parquet", "ledger.parquet", "spectra.parquet", "directions.safetensors"),
+    *("nulls.parquet", "heads.parquet"),  # where their passes ran
+)
 
 
-def write_tables(out: Path, pair: Pair, load: Callable[[int], Part]) -> tuple[dict[str, Any], list[str]]:
+def write_tables(
+    out: Path, pair: Pair, loaders: dict[str, Callable[[int], Part]], counts: dict[str, int]
+) -> tuple[dict[str, Any], list[str]]:
     """Write every table of a RUN.
 
     Args:
         out: The RUN directory.
         pair: Its rows give the order.
-        load: The part of row i; called again for the vectors, so that they are never all in memory.
+        loaders: By pass, the part of task i; those of the pass `delta` are the rows of the pair, called again for the
+            vectors, so that they are never all in memory.
+        counts: By pass, the number of its tasks.
 
     Returns:
         The totals for `run.json`, and warnings that only the data could give.
     """
+    load = loaders["delta"]
+    context = iter(loaders["context"](i).row for i in range(counts["context"])) if "context" in loaders else None
     matrices, spectra, ledger = [], [], []
     bank: list[tuple[str, str, tuple[int, ...]]] = []
     owner: dict[str, tuple[int, str]] = {}
@@ -35,7 +51,7 @@ def write_tables(out: Path, pair: Pair, load: Callable[[int], Part]) -> tuple[di
         part = load(i)
         ledger.append(_ledger_row(row, part.row))
         if row.status == "measured":
-            matrices.append(_matrix_row(row, part.row))
+            matrices.append(_matrix_row(row, part.row | (next(context) if context else {})))
             base_sq += (part.row.get("norm_base") or 0.0) ** 2
         else:
             base_sq += part.row.get("norm_base_sq") or 0.0
@@ -56,6 +72,10 @@ def write_tables(out: Path, pair: Pair, load: Callable[[int], Part]) -> tuple[di
         arrays = load(i).arrays
         return arrays[key][: len(arrays["left"])]
 
+    for name, schema in (("nulls", NULLS), ("heads", HEADS)):
+        if name in loaders:
+            rows = [r for i in range(counts[name]) for r in loaders[name](i).row["rows"]]
+            write_table(out / f"{name}.parquet", _shares(rows) if name == "heads" else rows, schema)
     write_table(out / "matrices.parquet", matrices, MATRICES)
     write_table(out / "spectra.parquet", spectra, SPECTRA)
     write_table(out / "ledger.parquet", ledger, LEDGER)
@@ -65,7 +85,7 @@ def write_tables(out: Path, pair: Pair, load: Callable[[int], Part]) -> tuple[di
         vectors,
         {"deltalens": json.dumps({"schema": SCHEMA, "signs": "largest |entry| of left positive"})},
     )
-    return _totals(ledger, matrices, total, base_sq), _warnings(ledger, total)
+    return _totals(ledger, matrices, total, base_sq), _warnings(ledger, matrices, total)
 
 
 def _matrix_row(row: Row, numbers: dict[str, Any]) -> dict[str, Any]:
@@ -98,6 +118,15 @@ def _ledger_row(row: Row, numbers: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _shares(heads: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Head slices with their share of ‖Δ‖² over all slices of q, k, v and o; the products qk and ov have none."""
+    slices = [r for r in heads if r["kind"] not in ("qk", "ov")]
+    total = sum(r["norm_delta_sq"] for r in slices)
+    return [
+        r | {"share": r["norm_delta_sq"] / total if total and r["kind"] not in ("qk", "ov") else None} for r in heads
+    ]
+
+
 def _totals(
     ledger: list[dict[str, Any]], matrices: list[dict[str, Any]], total: float, base_sq: float
 ) -> dict[str, Any]:
@@ -115,11 +144,26 @@ def _totals(
     }
 
 
-def _warnings(ledger: list[dict[str, Any]], total: float) -> list[str]:
+def _warnings(ledger: list[dict[str, Any]], matrices: list[dict[str, Any]], total: float) -> list[str]:
     refused = [r for r in ledger if r["status"] == "refused"]
     found = [f"refused: {r['name']} ({r['reason']})" for r in refused[:3]]
     if len(refused) > 3:
         found.append(f"refused: {len(refused) - 3} more tensors, see ledger.parquet")
+    found += _parentage(matrices)
     if total == 0 and any(r["status"] in COUNTED for r in ledger):
         found.append("every difference is zero: the two sides hold the same weights")
     return found
+
+
+def _parentage(matrices: list[dict[str, Any]]) -> list[str]:
+    """A warning when the numbers say that the tuned side was not trained from this base."""
+    changes = [r["relative_change"] for r in matrices if r["relative_change"] is not None]
+    cosines = [r["cosine"] for r in matrices if r["cosine"] is not None]
+    if not changes or not cosines:
+        return []
+    change, cosine = median(changes), median(cosines)
+    if change < FAR and cosine > LOW_COSINE:
+        return []
+    return [
+        f"is this the right base? median relative change {change:.2g}, median cosine {cosine:.2g}: too far for a child"
+    ]
