@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-all check bench picture clean
+.PHONY: setup demo test test-all check bench truth picture clean
 
 setup: .venv/.ready
 
@@ -27,6 +27,10 @@ test-all: check
 
 bench: setup
 	$(BIN)/python benchmarks/measure.py
+
+# Planted truths and what was found of them: writes docs/truth.md (about ten minutes).
+truth: setup
+	$(BIN)/python benchmarks/truth.py
 
 # README's picture: the page that `make demo` writes, as headless Chromium shows it.
 picture: demo

@@ -58,6 +58,10 @@ STATISTICS = (
 """Everything that is compared with draws."""
 
 
+FEW = 20
+"""With fewer entries changed, or unchanged, a mask overlap is a handful of coin flips and its z means nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class NullSettings:
     """Everything besides the inputs that a null may depend on.
@@ -161,6 +165,8 @@ def measure_nulls(row: Row, settings: NullSettings, target_norm: float | None = 
         return Part({"rows": [], "reason": "the base matrix is zero"}, {})
     held, names = masks(base, basis), sides_of(row)
     observed = _statistics(basis, held, delta, names)
+    if min(np.count_nonzero(delta), np.count_nonzero(delta == 0)) < FEW:
+        observed = {name: value for name, value in observed.items() if not name.startswith("mask_")}
     norm = sqrt(float(np.sum(delta.astype(np.float64) ** 2)))
     share = 1 - np.count_nonzero(delta) / delta.size
     targets = {"norm": norm}
@@ -254,9 +260,9 @@ def _lines(
 ) -> list[dict[str, Any]]:
     lines = []
     for statistic in STATISTICS:
-        if statistic not in observed or (
-            statistic == "zero_fraction" and (null == "permuted" or calibration == "zeros")
-        ):
+        if statistic not in observed:
+            continue
+        if statistic == "zero_fraction" and (null == "permuted" or calibration == "zeros"):
             continue  # kept by construction, so its spread is only that of a few ties
         drawn = np.array([one.get(statistic, nan) for one in found])
         usable = bool(np.isfinite(drawn).all() and np.isfinite(observed[statistic]))
