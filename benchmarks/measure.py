@@ -29,7 +29,8 @@ SPECTRUM_TARGET, TASK_TARGET = 8, 3  # on the wide shape, against svdvals
 PEAK = """
 import sys
 import deltalens as dl
-run = dl.measure_diff(dl.Pair.open(sys.argv[1], sys.argv[2]), sys.argv[3], threads=int(sys.argv[4]))
+pair = dl.Pair.open(sys.argv[1], sys.argv[2])
+run = dl.measure_diff(pair, sys.argv[3], threads=int(sys.argv[4]), context=sys.argv[5] == "on")
 print(run.record["peak_rss_bytes"])
 """
 
@@ -53,11 +54,11 @@ def timed(work: object) -> float:
     return perf_counter() - began
 
 
-def peak(folder: Path, threads: int) -> int:
-    """Peak memory in bytes of a fresh process that measures the pair."""
-    args = [str(folder / name) for name in ("base", "tuned", "run")]
-    done = subprocess.run([sys.executable, "-c", PEAK, *args, str(threads)], check=True, capture_output=True, text=True)
-    return int(done.stdout)
+def peak(folder: Path, threads: int, context: str) -> float:
+    """Peak memory in MB of a fresh process that measures the pair, `context` being on or off."""
+    args = [str(folder / name) for name in ("base", "tuned", f"run-{context}")]
+    command = [sys.executable, "-c", PEAK, *args, str(threads), context]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout) / 1e6
 
 
 def main() -> None:
@@ -101,8 +102,11 @@ def main() -> None:
                     f"{f'{rows}×{cols}':<12}{name:<34}{medians[name]:>9.3f}{min(values):>8.3f}{max(values):>8.3f}"
                     f"{medians[name] / spectrum:>11.1f}×{medians[name] / task:>8.1f}×"
                 )
-            memory = peak(folder, options.threads) / 1e6
-            print(f"{f'{rows}×{cols}':<12}peak memory of the measuring process: {memory:.0f} MB")
+            delta_pass, all_passes = (peak(folder, options.threads, context) for context in ("off", "on"))
+            print(
+                f"{f'{rows}×{cols}':<12}peak memory of the measuring process: delta pass {delta_pass:.0f} MB, "
+                f"with context and nulls {all_passes:.0f} MB"
+            )
             if rows != cols:
                 ratios = medians["torch svdvals"] / spectrum, medians["torch svdvals"] / task
                 print(
