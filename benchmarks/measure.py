@@ -8,7 +8,6 @@ memory, for free. Medians of several runs; each row in turn, so that a slow mome
 """
 
 import argparse
-import os
 import statistics
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from safetensors.torch import save_file
 from threadpoolctl import threadpool_limits
 
 from deltalens.checkpoint.pair import Pair
+from deltalens.checkpoint.plan import cores
 from deltalens.spectrum.matrix import Settings, measure_matrix
 
 SHAPES = [(1536, 1536), (1536, 8960)]
@@ -64,7 +64,7 @@ def peak(folder: Path, threads: int, context: str) -> float:
 def main() -> None:
     """Time both shapes and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--threads", type=int, default=cores())
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

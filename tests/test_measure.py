@@ -339,6 +339,7 @@ def test_size_matched(tmp_path: Path) -> None:
         assert b["norm_delta"] == pytest.approx(a["norm_delta"], rel=0.05)
         assert b["principal_energy"] is not None
     assert matched.record["settings"]["size_matched"].startswith(str(small[0]))
+    assert matched.heads is None or matched.heads.num_rows == 0  # heads read the stored sides, of another size
     with pytest.raises(dl.Refused, match="size_matched"):
         measure(pair, tmp_path / "matched")
 

@@ -77,9 +77,9 @@ def one_line(problem: Exception) -> str:
     return " ".join(str(problem).split())[:200] or type(problem).__name__
 
 
-def unreadable(path: Path, problem: OSError, verb: str = "read") -> BadInput:
-    """The refusal for a file that the system would not let us read (or write)."""
-    return BadInput(f"cannot {verb} {path}: {(problem.strerror or one_line(problem)).lower()}")
+def unreadable(path: Path, problem: OSError) -> BadInput:
+    """The refusal for a file that the system would not let us read."""
+    return BadInput(f"cannot read {path}: {(problem.strerror or one_line(problem)).lower()}")
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:

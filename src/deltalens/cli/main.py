@@ -83,9 +83,7 @@ def _parse(argv: list[str] | None) -> Any:
         if stop.code in (0, None):
             raise
         error, fix = _usage(said.getvalue())
-        err(f"error: {error}")
-        err(f"fix: {fix}")
-        raise SystemExit(2) from None
+        raise SystemExit(_fail(error, fix, 2)) from None
 
 
 def _usage(box: str) -> tuple[str, str]:
@@ -113,7 +111,3 @@ def entry() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # an ASCII terminal gets escapes, not a traceback
     sys.exit(main())
-
-
-if __name__ == "__main__":
-    entry()

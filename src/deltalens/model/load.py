@@ -32,7 +32,7 @@ def load(source: str, dtype: str = "float32") -> "tuple[PreTrainedModel, Any]":
 def load_directory(path: Path, dtype: str = "float32") -> "tuple[PreTrainedModel, Any]":
     """The model and tokenizer of a local directory, nothing fetched."""
     if dtype not in DTYPES:
-        raise BadInput(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}", "--dtype float32")
+        raise BadInput(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}", "dtype float32, float16 or bfloat16")
     if not path.is_dir():
         raise BadInput(f"{path} is not a directory with a model", "give the directory that holds config.json")
     import torch

@@ -122,7 +122,11 @@ _CONTEXT = _group(
         "largest principal angle (radians) between the k input directions; null: the next column",
     ),
     ("right_angle_null", "input angle, null", "the same for W_base + Δ with random signs"),
-    ("left_wedin", "output Wedin ratio", "sin θ·γ_k/‖Δ‖₂, γ_k the gap after σ_k of the base; at most 1"),
+    (
+        "left_wedin",
+        "output Wedin ratio",
+        "sin θ·γ_k/‖Δ‖₂, γ_k the gap after σ_k of the base; at most 2, and 1 where Δ is small against it",
+    ),
     ("right_wedin", "input Wedin ratio", "the same on the input side"),
     ("spectral_drift", "spectral drift", "‖σ(W_tuned) − σ(W_base)‖/‖Δ‖; null 1/√max(m, n) for a small Δ"),
     ("spectral_drift_null", "spectral drift, null", "what a change without structure shows"),

@@ -46,11 +46,8 @@ def write_page(runs: Sequence[Run], out: Path) -> Path:
     if not out.parent.is_dir():
         raise BadInput(f"there is no directory {out.parent}", "make it first, or choose another --out")
     page = build_page(runs)
-    try:
-        with atomic(out) as temporary:
-            temporary.write_text(page, encoding="utf-8")
-    except OSError as problem:
-        raise BadInput(f"cannot write {out}: {problem.strerror}", "--out FILE.html") from problem
+    with atomic(out) as temporary:
+        temporary.write_text(page, encoding="utf-8")
     return out
 
 

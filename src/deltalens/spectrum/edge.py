@@ -22,7 +22,6 @@ from deltalens.spectrum.gram import (
     singular_values,
     tridiagonalise,
 )
-from deltalens.spectrum.ranks import numerical_rank
 
 EXACT_SHORT = 512
 """Up to this short side the edge is exact; above it 30 Lanczos steps find σ₁ to better than the edge's own spread."""
@@ -88,7 +87,6 @@ def _flipped(
 ) -> Iterator[Float32[np.ndarray, "_ q"]]:
     """Blocks of (X − its k leading terms)∘E, times `scale`."""
     if k:
-        k = min(k, numerical_rank(sigma, ZERO))
         short = short_vectors(form, k)
         left = (long_vectors(delta.blocks(), short, sigma[:k]) * sigma[:k]).astype(np.float32)
         right = short.T.astype(np.float32)

@@ -3,7 +3,7 @@
 A delta is handed over as blocks of its *long* orientation: X of shape [p, q] with p ≥ q, cut along p. The Gram
 G = XᵀX is accumulated in float64 products (float32 products would lose everything below 1e-4·σ₁), reduced once to
 tridiagonal form, and that form serves both the eigenvalues and, later, any number of eigenvectors. For float32
-input this is more accurate than a float32 SVD down to about 1e-9·σ₁, and several times faster.
+input this is more accurate than a float32 SVD down to about 1e-8·σ₁, and several times faster.
 """
 
 from collections.abc import Iterable

@@ -16,6 +16,7 @@ from deltalens.spectrum.delta import Delta, Sums
 from deltalens.spectrum.edge import find_spikes, seed_of
 from deltalens.spectrum.gram import (
     ZERO,
+    Tridiagonal,
     certificate,
     fix_signs,
     gram,
@@ -83,7 +84,7 @@ def measure_matrix(row: Row, settings: Settings, target_norm: float | None = Non
     sigma = singular_values(form)
     seconds_spectrum = delta.seconds + perf_counter() - reduced
 
-    model = noise_model(row.base.dtype, row.tuned.dtype, settings.both_rounded)
+    model = noise_model(row.tuned.dtype, settings.both_rounded)
     noise = noise_sigma(model, sums.binades_base, sums.binades_tuned, row.base.dtype, row.tuned.dtype)
     floor = floor_edge(noise, m, n)
     zero = ZERO * sigma[0]
@@ -187,7 +188,7 @@ def _zeros(sums: Sums, delta: Delta, one_grid: bool) -> dict[str, Any]:
     }
 
 
-def _vectors(delta: Delta, form: Any, sigma: np.ndarray, top: int) -> tuple[dict[str, np.ndarray], float]:
+def _vectors(delta: Delta, form: Tridiagonal, sigma: np.ndarray, top: int) -> tuple[dict[str, np.ndarray], float]:
     k = min(top, numerical_rank(sigma, ZERO))
     if k == 0:
         return {}, 0.0

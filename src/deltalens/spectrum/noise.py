@@ -38,7 +38,7 @@ def rounding_variance(counts: Int64[np.ndarray, " binades"], dtype: str) -> floa
     return float(counts @ grid_steps(dtype) ** 2 / (12 * max(counts.sum(), 1)))
 
 
-def noise_model(dtype_base: str, dtype_tuned: str, both_rounded: bool) -> str:
+def noise_model(dtype_tuned: str, both_rounded: bool) -> str:
     """Which sides' rounding a delta carries: `tuned_rounded`, `both_rounded` or `none` (docs/measures.md §2).
 
     The base of a 16-bit pair lies on the grid that training started from, so only the tuned side rounds. A float32

@@ -104,9 +104,10 @@ def tasks(
             row_task("delta", row, None, flops(row), lambda row=row: _delta(row, settings, target(row.name.name)))
             for row in pair.rows
         ],
+        # Heads read the stored sides: beside a rescaled delta they would be of another size.
         "heads": [
             task("heads", f"layers.{n}.self_attn", None, 0, 0.0, lambda n=n: in_heads(n))
-            for n in heads.head_layers(pair)
+            for n in (heads.head_layers(pair) if targets is None else ())
         ],
     }
     measured = [row for row in pair.rows if row.status == "measured"]
