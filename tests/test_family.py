@@ -312,7 +312,7 @@ def test_list_and_path(capsys: pytest.CaptureFixture[str]) -> None:
 def test_unknown_member_names_the_nearest() -> None:
     with pytest.raises(BadInput) as caught:
         cli.Path("instuct").run()
-    assert caught.value.fix == "use instruct"
+    assert caught.value.fix == "did you mean family:instruct? there are family:base, family:instruct, family:reasoning"
     with pytest.raises(BadInput) as caught:
         cli.Path("zzz").run()
     assert caught.value.fix is not None and "base" in caught.value.fix

@@ -53,7 +53,13 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], lef
     from rich.table import Table
     from rich.text import Text
 
-    shown = Table(title=Text(printable(title)), box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    shown = Table(
+        title=Text(printable(title)) if title else None,
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
     for i, column in enumerate(columns):
         shown.add_column(column, justify="left" if i < left else "right", no_wrap=True)
     for row in rows:

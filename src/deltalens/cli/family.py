@@ -1,11 +1,11 @@
 """`deltalens family train|card|list|path`: the embedded checkpoints, their making and their merit."""
 
 import pathlib
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import tyro
+
+from deltalens.cli.display import err, out, table
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +26,10 @@ class Train:
         from deltalens.errors import BadInput
         from deltalens.family.train import train
 
-        if not self.seeds or self.threads < 1:
-            raise BadInput("training needs a seed and a thread", "--seeds 0 1 --threads 2")
-        train(self.out, self.seeds, _progress(self.quiet), self.threads)
-        sys.stdout.write(f"{self.out}\n")
+        if not self.seeds or self.threads < 1 or not all(0 <= seed < 2**63 for seed in self.seeds):
+            raise BadInput("training needs seeds below 2^63 and a thread", "--seeds 0 1 --threads 2")
+        train(self.out, self.seeds, _nothing if self.quiet else err, self.threads)
+        out(str(self.out))
         return 0
 
 
@@ -50,19 +50,22 @@ class Card:
 
     def run(self) -> int:
         """Measures, prints table and targets; a missed target is printed and is no error."""
+        from deltalens.checkpoint.atomic import atomic
         from deltalens.errors import BadInput
-        from deltalens.family.card import checks, evaluate, markdown, read_recipe, table
+        from deltalens.family.card import checks, evaluate, markdown, read_recipe
+        from deltalens.family.card import table as card_table
         from deltalens.family.catalog import MODELS
 
         models = self.models or MODELS
         read_recipe(models)  # a mistaken directory is said before the minute of measuring
         if self.out is not None and (self.out.is_dir() or not self.out.parent.is_dir()):
             raise BadInput(f"{self.out} cannot be written", "--out FILE in an existing directory")
-        card = evaluate(self.n, self.seed, models, progress=_progress(self.quiet))
+        card = evaluate(self.n, self.seed, models, progress=_nothing if self.quiet else err)
         verdicts = "\n".join(f"{'met' if holds else 'MISSED'}: {text}" for text, holds in checks(card))
-        sys.stdout.write(f"{table(card)}\n\n{verdicts}\n")
+        out(f"{card_table(card)}\n\n{verdicts}")
         if self.out is not None:
-            self.out.write_text(markdown(card, models))
+            with atomic(self.out) as temporary:
+                temporary.write_text(markdown(card, models), encoding="utf-8")
         return 0
 
 
@@ -72,23 +75,16 @@ class List:
 
     def run(self) -> int:
         """Prints one line per member, from the headers alone."""
-        from rich.console import Console
-        from rich.table import Table
-
         from deltalens.family.catalog import MEMBERS, directory, size
 
-        shown = Table("name", "parent", "parameters", "size", "what it does", box=None, pad_edge=False)
+        rows = []
         for member in MEMBERS:
             parameters, stored = size(directory(member.name))
-            shown.add_row(
-                f"family:{member.name}",
-                member.parent or "-",
-                f"{parameters:,}",
-                f"{stored / 1e6:.1f} MB",
-                member.description,
+            parent = member.parent or "–"
+            rows.append(
+                [f"family:{member.name}", member.description, parent, f"{parameters:,}", f"{stored / 1e6:.1f} MB"]
             )
-        # A pipe has no width; rich's 80 would break every description.
-        Console(width=None if sys.stdout.isatty() else 160).print(shown)
+        table("", ("name", "what it does", "from", "parameters", "size"), rows, left=3)
         return 0
 
 
@@ -103,16 +99,9 @@ class Path:
         """Prints the directory."""
         from deltalens.family.catalog import directory
 
-        sys.stdout.write(f"{directory(self.name.removeprefix('family:'))}\n")
+        out(str(directory(self.name.removeprefix("family:"))))
         return 0
 
 
-def _progress(quiet: bool) -> Callable[[str], None]:
-    """A writer of progress lines to stderr, or nothing."""
-
-    def write(line: str) -> None:
-        if not quiet:
-            sys.stderr.write(f"{line}\n")
-            sys.stderr.flush()
-
-    return write
+def _nothing(line: str) -> None:
+    """Where progress goes with --quiet."""
