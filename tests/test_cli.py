@@ -183,6 +183,55 @@ def test_names_cannot_steer_a_terminal(tmp_path: Path) -> None:
     assert printable("σ₁ ok") == "σ₁ ok"
 
 
+QUICK = "family:base family:instruct --quiet --context off --match *.o_proj --out"
+
+
+@pytest.mark.parametrize(
+    ("shell", "code", "said"),
+    [
+        (f"{{}} measure {QUICK} run >&-", 0, ""),
+        (f"{{}} measure {QUICK} run >/dev/full", 2, "no space left on device"),
+        (f"PYTHONUTF8=0 LC_ALL=C {{}} measure {QUICK} run >out; grep -q u2192 out", 0, ""),
+        ("{} family list | true; test ${{PIPESTATUS[0]}} = 0", 0, ""),
+        ("{} plan family:base family:instruct | head -1; test ${{PIPESTATUS[0]}} = 0", 0, ""),
+        (f"{{}} measure {QUICK} ''", 2, "--out is empty"),
+        (f"{{}} measure {QUICK} {'x' * 300}", 2, "file name too long"),
+        (f"{{}} report {'x' * 300}", 2, "file name too long"),
+        (f"{{}} measure {QUICK} run --threads {10**24}", 2, "--threads 1 to 1024"),
+        (f"ulimit -f 1; {{}} measure {QUICK} run", 2, "cannot write run/run.json: file too large"),
+        (f"mkdir run; echo mine > run/.deltalens; {{}} measure {QUICK} run", 3, "not empty"),
+    ],
+)
+def test_a_hostile_shell(shell: str, code: int, said: str, tmp_path: Path) -> None:
+    line = shell.format(f"{sys.executable} -m deltalens")
+    found = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert found.returncode == code, found.stderr
+    assert said in found.stderr.lower()
+    assert "Traceback" not in found.stderr
+
+
+@pytest.mark.parametrize(
+    "key", ["settings", "pair", "totals", "tables", "passes", "warnings", "peak_rss_bytes", "status"]
+)
+def test_a_record_without_a_part_is_damaged(key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = ["measure", *QUICK.split(), str(tmp_path / "run")]
+    assert main(args) == 0
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record | {key: None}))
+    for command in (args, ["report", str(tmp_path / "run")]):
+        assert main(command) == 2
+        assert "is damaged" in capsys.readouterr().err
+
+
+def test_the_table_fits_eighty_columns(
+    pair: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["measure", *pair, "--out", str(tmp_path / "run"), "--quiet", "--context", "off"]) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if "_proj" in line or line.startswith(" kind")]
+    assert len(rows) > 7
+    assert max(map(len, rows)) <= 80
+
+
 def test_demo_writes_both_runs_and_one_page(tmp_path: Path) -> None:
     began = time.monotonic()
     found = call("demo", "--out", str(tmp_path / "demo"), env=os.environ | {"OPENBLAS_NUM_THREADS": "2"})
