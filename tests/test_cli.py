@@ -13,8 +13,9 @@ import torch
 from factories import tiny_config, tiny_tensors, write_checkpoint, write_pair
 
 import deltalens as dl
-from deltalens.cli.display import duration, printable, size
+from deltalens.cli.display import duration, size
 from deltalens.cli.main import main
+from deltalens.errors import printable
 
 ROOT = Path(__file__).parent.parent
 
@@ -33,6 +34,7 @@ def pair(tmp_path: Path) -> tuple[str, str]:
 LIGHT = """
 import sys
 from deltalens.cli.main import main
+from deltalens.errors import printable
 code = None
 try:
     code = main(sys.argv[1:])

@@ -14,10 +14,9 @@ import pytest
 from run_factory import SHAPES, make_run
 
 from deltalens.cli.report import Report
-from deltalens.errors import BadInput, Refused
+from deltalens.errors import BadInput, Refused, printable
 from deltalens.report.figures import indices
 from deltalens.report.page import build_page, write_page
-from deltalens.report.view import visible
 from deltalens.store.files import write_json
 from deltalens.store.run import Run
 
@@ -195,11 +194,11 @@ def test_hostile_text_is_inert(tmp_path: Path, place: str) -> None:
     page = Page(html)
     assert_self_contained(page)
     assert html.count("<main>") == 1 and page.tags.count("script") == 3
-    assert "49" not in re.findall(r"\w+", visible(HOSTILE)) and "{{7*7}}" in page.text
+    assert "49" not in re.findall(r"\w+", printable(HOSTILE)) and "{{7*7}}" in page.text
     for character in "\u202e\u2028\x07":
         assert character not in html.replace(page.blocks["plotly"], "")
     if place == "name":
-        assert visible(HOSTILE) in page.data["runs"][0]["names"]
+        assert printable(HOSTILE) in page.data["runs"][0]["names"]
         assert page.data["runs"][0]["spectra"][1] is not None
 
 

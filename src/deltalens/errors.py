@@ -1,4 +1,4 @@
-"""The two ways in which deltalens says no; the command line turns each into `error:` and `fix:` lines."""
+"""The two ways in which deltalens says no, as `error:` and `fix:` lines, and how foreign text is shown in them."""
 
 
 class DeltalensError(Exception):
@@ -25,3 +25,8 @@ class Refused(DeltalensError):
     """The input is readable, but the work would be wrong, unsafe or would overwrite: exit code 3."""
 
     exit_code = 3
+
+
+def printable(text: object) -> str:
+    """`text` with control, bidirectional and other invisible characters as escapes, safe for a terminal or a page."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))

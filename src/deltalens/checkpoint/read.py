@@ -103,6 +103,21 @@ class Reader:
             left, offset = left[count:], offset + count
 
 
+def read_matrix(info: TensorInfo, block_bytes: int = BLOCK_BYTES) -> np.ndarray:
+    """A whole 2-D tensor as float32 in its stored orientation, read in blocks that bound the upcast's temporaries.
+
+    Args:
+        info: The tensor.
+        block_bytes: Bytes of a block as float32.
+    """
+    whole = np.empty(info.shape, np.float32)
+    step = max(1, block_bytes // (4 * max(1, info.shape[1])))
+    with Reader(info) as reader:
+        for start in range(0, info.shape[0], step):
+            whole[start : start + step] = reader.rows(start, start + step)
+    return whole
+
+
 def _float32(raw: np.ndarray, dtype: str) -> np.ndarray:
     """Stored numbers as float32: exact from 16 bits, which is where a difference must be taken."""
     if dtype == "F32":

@@ -8,17 +8,14 @@ from contextlib import contextmanager
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from deltalens.errors import printable
+
 if TYPE_CHECKING:
     from deltalens.store.engine import Progress
 
 _TABLE_WIDTH = 200
 _PLAIN_EVERY = 10.0
 """Seconds between progress lines where stderr is no terminal."""
-
-
-def printable(text: str) -> str:
-    """`text` with everything that could steer a terminal shown as an escape."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def out(text: str) -> None:

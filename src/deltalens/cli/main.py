@@ -11,12 +11,12 @@ from typing import Annotated, Any
 import tyro
 
 from deltalens.cli.demo import Demo
-from deltalens.cli.display import err, printable
+from deltalens.cli.display import err
 from deltalens.cli.family import Card, List, Path, Train
 from deltalens.cli.measure import Measure
 from deltalens.cli.plan import PlanCommand
 from deltalens.cli.report import Report
-from deltalens.errors import DeltalensError
+from deltalens.errors import DeltalensError, printable
 
 _Family = (
     Annotated[List, tyro.conf.subcommand("list")]

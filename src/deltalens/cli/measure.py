@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from deltalens.cli.display import duration, err, measuring, number, out, printable, table, warn
+from deltalens.cli.display import duration, err, measuring, number, out, table, warn
+from deltalens.errors import printable
 
 if TYPE_CHECKING:
     from deltalens.store.run import Run

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from deltalens.cli.display import duration, out, printable, size, table
+from deltalens.cli.display import duration, out, size, table
+from deltalens.errors import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable

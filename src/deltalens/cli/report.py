@@ -6,7 +6,8 @@ from typing import Annotated
 
 import tyro
 
-from deltalens.cli.display import out, printable
+from deltalens.cli.display import out
+from deltalens.errors import printable
 
 
 @dataclass(frozen=True, slots=True)

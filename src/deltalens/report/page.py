@@ -10,14 +10,14 @@ from markupsafe import Markup
 
 from deltalens import __version__
 from deltalens.checkpoint.atomic import atomic
-from deltalens.errors import BadInput
+from deltalens.errors import BadInput, printable
 from deltalens.report import card, context, ledger
 from deltalens.report.figures import payload
 from deltalens.report.glossary import COLUMNS, PRINTED, WORDS, Column
 from deltalens.report.headline import findings
 from deltalens.report.nulls import Outcome, nulls_of, outcomes
 from deltalens.report.summary import size_note
-from deltalens.report.view import View, read_views, visible
+from deltalens.report.view import View, read_views
 from deltalens.report.words import NOTHING, Row, number, percent, spike_count
 from deltalens.store.run import Run
 
@@ -133,8 +133,8 @@ def _unlisted(view: View, limit: int) -> tuple[list[dict[str, Any]], int]:
     named = [
         {
             **row,
-            "name": visible(row["tensor_tuned"] or row["tensor_base"] or row["name"]),
-            "reason": visible(row["reason"] or ""),
+            "name": printable(row["tensor_tuned"] or row["tensor_base"] or row["name"]),
+            "reason": printable(row["reason"] or ""),
         }
         for row in rows
     ]
@@ -154,13 +154,13 @@ def _settings(view: View) -> list[tuple[str, str]]:
     lines += [(str(key).replace("_", " "), value) for key, value in record["environment"].items()]
     lines += [("peak memory", f"{peak / 1e6:.0f} MB" if isinstance(peak, int | float) else None)]
     lines += [("time", None if (s := record["totals"]["seconds"]) is None else f"{number(s)} s")]
-    return [(visible(key), NOTHING if value is None else _plain(value)) for key, value in lines]
+    return [(printable(key), NOTHING if value is None else _plain(value)) for key, value in lines]
 
 
 def _plain(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return visible(value if isinstance(value, str) else json.dumps(value))
+    return printable(value if isinstance(value, str) else json.dumps(value))
 
 
 def _cell(row: Row, column: Column) -> str:

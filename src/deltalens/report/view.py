@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from deltalens.errors import BadInput
+from deltalens.errors import BadInput, printable
 from deltalens.report import summary
 from deltalens.report.context import ratios
 from deltalens.report.ledger import shares
@@ -86,12 +86,6 @@ class View:
         return self.record["totals"]["relative_change"]
 
 
-def visible(text: object) -> str:
-    """`text` with control, bidirectional and other invisible characters shown as escapes."""
-    shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
-    return "".join(shown)
-
-
 def read_views(runs: Sequence[Run]) -> list[View]:
     """Every run as a view, in order.
 
@@ -126,8 +120,8 @@ def _view(run: Run, label: str) -> View:
     nulls, heads = (None if t is None else [_clean(r) for r in t.to_pylist()] for t in (run.nulls, run.heads))
     record = run.record
     try:
-        sources = [visible(record["pair"][side]["source"]) for side in ("base", "tuned")]
-        warnings = [visible(text) for text in record["warnings"]]
+        sources = [printable(record["pair"][side]["source"]) for side in ("base", "tuned")]
+        warnings = [printable(text) for text in record["warnings"]]
         totals = {key: record["totals"][key] for key in ("relative_change", "norm_delta", "seconds", "share_measured")}
         settings, environment = dict(record["settings"]), dict(record["environment"])
     except (KeyError, TypeError, ValueError) as problem:
@@ -158,7 +152,7 @@ def _view(run: Run, label: str) -> View:
 def _clean(row: dict[str, Any]) -> dict[str, Any]:
     """A row with texts that are safe to look at, its stored name beside them, and no number that JSON cannot hold."""
     finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-    safe = {k: visible(v) if isinstance(v, str) else v for k, v in finite.items()}
+    safe = {k: printable(v) if isinstance(v, str) else v for k, v in finite.items()}
     return {**safe, "stored_name": row["name"]}
 
 
@@ -175,7 +169,7 @@ def matched(record: Mapping[str, Any]) -> str | None:
     if value is None:
         return None
     pair = MATCHED.fullmatch(str(value))
-    return visible(_last(str(value)) if pair is None else " → ".join(map(_last, pair.groups())))
+    return printable(_last(str(value)) if pair is None else " → ".join(map(_last, pair.groups())))
 
 
 def _labels(runs: Sequence[Run]) -> list[str]:
@@ -186,7 +180,7 @@ def _labels(runs: Sequence[Run]) -> list[str]:
         labels.append(label if to is None else f"{label}, size-matched to {to}")
     times = Counter(labels)
     return [
-        f"{label} ({visible(run.path.resolve().name)})" if times[label] > 1 else label
+        f"{label} ({printable(run.path.resolve().name)})" if times[label] > 1 else label
         for run, label in zip(runs, labels, strict=True)
     ]
 
@@ -196,7 +190,7 @@ def _short(record: Mapping[str, Any], side: str) -> str:
         source = str(record["pair"][side]["source"])
     except (KeyError, TypeError):
         return NOTHING  # _view tells of the damage
-    return visible(_last(source))
+    return printable(_last(source))
 
 
 def _last(source: str) -> str:

@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Float64
 
-from deltalens.checkpoint.header import TensorInfo
 from deltalens.checkpoint.pair import Row
-from deltalens.checkpoint.read import BLOCK_BYTES, HELD_ENTRIES, Reader
+from deltalens.checkpoint.read import BLOCK_BYTES, HELD_ENTRIES, read_matrix
 from deltalens.spectrum.basis import (
     Basis,
     Products,
@@ -89,7 +88,8 @@ def measure_context(row: Row, settings: ContextSettings, target_norm: float | No
     began = perf_counter()
     if row.shape[0] * row.shape[1] > HELD_ENTRIES:
         return _part({}, None, "more than 2^27 entries: both sides are not held", began)
-    base, tuned = load(row.base, settings.block_bytes), load(row.tuned, settings.block_bytes)
+    assert row.base is not None and row.tuned is not None
+    base, tuned = (read_matrix(info, settings.block_bytes) for info in (row.base, row.tuned))
     if reason := unusable(base) or unusable(tuned):
         return _part({}, None, reason, began)
     basis = decompose(long(base), settings.k)
@@ -132,17 +132,6 @@ def measure_context(row: Row, settings: ContextSettings, target_norm: float | No
     for side, name in zip(("long", "short"), sides_of(row), strict=True):
         found |= {f"{name}_{key}": value for key, value in sides[side].items()}
     return _part(found, basis.k, None, began)
-
-
-def load(info: TensorInfo | None, block_bytes: int) -> Float32[np.ndarray, "r c"]:
-    """A whole 2-D tensor in its stored orientation, read in blocks."""
-    assert info is not None
-    whole = np.empty(info.shape, np.float32)
-    step = max(1, block_bytes // (4 * max(1, info.shape[1])))
-    with Reader(info) as reader:
-        for start in range(0, info.shape[0], step):
-            whole[start : start + step] = reader.rows(start, start + step)
-    return whole
 
 
 def matched(row: Row, settings: Any, target_norm: float) -> Float32[np.ndarray, "r c"]:

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float32, Float64
 
 from deltalens.checkpoint.pair import Pair, Row
-from deltalens.checkpoint.read import Reader
+from deltalens.checkpoint.read import read_matrix
 from deltalens.store.parts import Part
 
 SLICES = {"q_proj": "q", "k_proj": "k", "v_proj": "v", "o_proj": "o"}
@@ -144,14 +144,10 @@ def _attention(pair: Pair) -> dict[int, dict[str, Row]]:
 
 
 def _whole(row: Row, tuned: bool, block_bytes: int) -> Float32[np.ndarray, "m n"]:
-    """One side of a matrix in its [out, in] orientation, read in blocks that bound the upcast's temporaries."""
+    """One side of a matrix in its [out, in] orientation."""
     info = row.tuned if tuned else row.base
     assert info is not None
-    whole = np.empty(info.shape, np.float32)
-    step = max(1, block_bytes // (4 * info.shape[1]))
-    with Reader(info) as reader:
-        for start in range(0, len(whole), step):
-            whole[start : start + step] = reader.rows(start, start + step)
+    whole = read_matrix(info, block_bytes)
     return whole.T if row.transposed else whole
 
 

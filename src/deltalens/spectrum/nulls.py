@@ -14,7 +14,7 @@ from jaxtyping import Float32
 
 from deltalens.checkpoint.dtypes import sixteen_bit
 from deltalens.checkpoint.pair import Row
-from deltalens.checkpoint.read import BLOCK_BYTES
+from deltalens.checkpoint.read import BLOCK_BYTES, read_matrix
 from deltalens.errors import BadInput
 from deltalens.spectrum.basis import (
     Basis,
@@ -27,7 +27,7 @@ from deltalens.spectrum.basis import (
     spectral_energy,
     turned,
 )
-from deltalens.spectrum.context import frame, load, long, matched, sides_of, unusable
+from deltalens.spectrum.context import frame, long, matched, sides_of, unusable
 from deltalens.spectrum.draw import NULLS, Draw, binade_groups, calibrated, noise, permuted
 from deltalens.spectrum.edge import seed_of
 from deltalens.spectrum.krylov import SPARE, top_triplets
@@ -154,7 +154,7 @@ def measure_nulls(row: Row, settings: NullSettings, target_norm: float | None = 
         None), and `reason`, why there are none (zero base, zero delta, NaN or Inf), else None.
     """
     assert row.base is not None and row.tuned is not None
-    base, tuned = load(row.base, settings.block_bytes), load(row.tuned, settings.block_bytes)
+    base, tuned = (read_matrix(info, settings.block_bytes) for info in (row.base, row.tuned))
     if reason := unusable(base) or unusable(tuned):
         return Part({"rows": [], "reason": reason}, {})
     delta = np.subtract(tuned, base, out=tuned) if target_norm is None else matched(row, settings, target_norm)
