@@ -67,8 +67,8 @@ def first_token_probs(
     probs = torch.empty(len(prompts), len(token_ids))
     for where, ids, mask in _batches(model, tokenizer, prompts, batch_size):
         with torch.no_grad():
-            logits = _forward(model, ids, mask, None).logits[:, -1].float()
-        probs[where] = logits.softmax(-1)[:, list(token_ids)].cpu()
+            logits, _ = _forward(model, ids, mask, None)
+        probs[where] = logits.float().softmax(-1)[:, list(token_ids)].cpu()
     return probs
 
 
@@ -119,8 +119,10 @@ def _batches(
         yield where, torch.tensor(ids, device=model.device), torch.tensor(mask, device=model.device)
 
 
-def _forward(model: "PreTrainedModel", ids: Int[Tensor, "rows new"], mask: Int[Tensor, "rows seen"], cache: Any) -> Any:
-    """One cached pass over the new tokens, positions counted from each row's first real token."""
+def _forward(
+    model: "PreTrainedModel", ids: Int[Tensor, "rows new"], mask: Int[Tensor, "rows seen"], cache: Any
+) -> tuple[Float[Tensor, "rows vocabulary"], Any]:
+    """Logits of the last position and the cache, positions counted from each row's first real token."""
     accepted = inspect.signature(model.forward).parameters
     options: dict[str, Any] = {}
     if "position_ids" in accepted:
@@ -128,7 +130,9 @@ def _forward(model: "PreTrainedModel", ids: Int[Tensor, "rows new"], mask: Int[T
         options["position_ids"] = positions[:, -ids.shape[1] :]
     if "logits_to_keep" in accepted:
         options["logits_to_keep"] = 1  # all logits of a long prompt over a large vocabulary would dominate memory
-    return model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **options)
+    name = "cache" if "cache" in accepted else "past_key_values"  # its name from transformers 5.24 on, and before
+    out = model(input_ids=ids, attention_mask=mask, use_cache=True, **{name: cache}, **options)
+    return out.logits[:, -1], out[name]
 
 
 @torch.no_grad()
@@ -144,9 +148,8 @@ def _decode(
     columns: list[Tensor] = []
     cache, new = None, ids
     for _ in range(max_new_tokens):
-        out = _forward(model, new, mask, cache)
-        cache = out.past_key_values
-        token = out.logits[:, -1].argmax(-1)
+        logits, cache = _forward(model, new, mask, cache)
+        token = logits.argmax(-1)
         columns.append(token)
         done |= torch.isin(token, stop)
         if bool(done.all()):
