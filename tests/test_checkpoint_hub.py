@@ -89,7 +89,10 @@ def test_a_plan_reads_headers_at_one_commit_and_downloads_nothing(remote: list[d
     assert (found.tuned.files, found.statuses["measured"]) == (2, 15)
     assert not any("repo" in call for call in remote)
     assert [call["revision"] for call in remote][:3] == ["v1", COMMIT, COMMIT]
-    assert {(call["file"], call["revision"]) for call in remote[3:]} == {("README.md", COMMIT)}
+    assert {(call["file"], call["revision"]) for call in remote[3:]} == {
+        ("README.md", COMMIT),
+        ("tokenizer.json", COMMIT),
+    }
 
 
 def test_a_plan_fetches_tokenizer_and_card(remote: list[dict[str, Any]], tmp_path: Path) -> None:

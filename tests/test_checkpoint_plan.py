@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from chats import PLAIN_CHATML, QWEN3, QWQ, bpe
 from factories import perturb, tiny_config, tiny_tensors, write_checkpoint, write_pair, write_tokenizer
 
+from deltalens.checkpoint.chat import ThinkFormat
 from deltalens.checkpoint.plan import INTERPRETER_BYTES, LIVE_BLOCKS, plan
 from deltalens.cli.plan import PlanCommand
 from deltalens.errors import Refused
@@ -119,6 +121,70 @@ def test_a_wrong_base_is_called_out(capsys: pytest.CaptureFixture[str]) -> None:
     assert "the right base: family:reasoning was trained from family:instruct" in shown
     assert "every id means the same string" in shown
     assert "warning" not in shown
+
+
+def test_the_think_format_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base, tuned = write_pair(tmp_path)
+    for side, template, added in ((base, PLAIN_CHATML, ()), (tuned, QWEN3, ("<think>", "</think>"))):
+        bpe(side, template, added)
+    PlanCommand(str(base), str(tuned)).run()
+    shown = capsys.readouterr().out
+    assert "think:    <think> … </think> (1 + 1 tokens), switch enable_thinking\n" in shown
+    assert "format:   the base has another chat template (prompts will be rendered with the tuned side's)" in shown
+    PlanCommand(str(tuned), str(base)).run()
+    assert "think:    <think> … </think> (3 + 3 tokens)\n" in capsys.readouterr().out
+    bpe(tuned, QWQ)
+    (base / "chat_template.jinja").unlink()
+    PlanCommand(str(base), str(tuned)).run()
+    shown = capsys.readouterr().out
+    assert "(1 + 1 tokens), opened by the template\n" in shown
+    assert "format:   the base has no chat template" in shown
+    PlanCommand(str(tuned), str(base)).run()
+    assert "format:   the tuned side has no chat template" in capsys.readouterr().out
+    PlanCommand(str(base), str(tuned), json=True).run()
+    found = json.loads(capsys.readouterr().out)["format"]
+    assert (found["think"]["opened_by_template"], found["think"]["empty_block"]) == (True, "<think>\n\n</think>\n\n")
+    assert (found["base_template"], found["problem"], len(found["template"])) == ("plain", None, 16)
+
+
+def test_the_family_has_one_format_and_loads_neither_torch_nor_transformers() -> None:
+    found = plan("family:instruct", "family:reasoning").format
+    assert found.think == ThinkFormat("<think>", "</think>", (3,), (4,), False, None, "<think></think>")
+    assert (found.template, found.problem) == (found.base_template, None)
+    program = """
+import sys
+from deltalens.cli.plan import PlanCommand
+PlanCommand("family:instruct", "family:reasoning").run()
+loaded = {"torch", "transformers", "huggingface_hub", "scipy", "pyarrow"} & set(sys.modules)
+assert not loaded, loaded
+"""
+    shown = subprocess.run([sys.executable, "-W", "error", "-c", program], check=True, capture_output=True, text=True)
+    assert "think:    <think> … </think> (1 + 1 tokens)\n" in shown.stdout
+    assert "format:" not in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("chat_template.jinja", "{{ raise_exception('\x1b[2Jno\n') }}", "cannot be rendered"),
+        ("chat_template.jinja", "{% for %}", "cannot be rendered"),
+        ("tokenizer_config.json", '{"chat_template": 3}', "names no default chat template"),
+        ("tokenizer.json", "{}", "cannot be read"),
+    ],
+)
+def test_an_odd_chat_format_is_said_and_no_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str, content: str, said: str
+) -> None:
+    base, tuned = write_pair(tmp_path)
+    bpe(tuned, None)
+    (tuned / file).write_text(content)
+    assert PlanCommand(str(base), str(tuned)).run() == 0
+    shown = capsys.readouterr().out
+    (line,) = [line for line in shown.splitlines() if line.startswith("format:")]
+    assert said in line
+    assert "think:" not in shown
+    assert "\x1b[2J" not in shown
+    assert plan(str(base), str(tuned)).format.template is None
 
 
 def test_peak_memory_is_estimated_within_bounds(tmp_path: Path) -> None:

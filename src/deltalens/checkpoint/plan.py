@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from deltalens.checkpoint.chat import ThinkFormat, read_chat, read_template, template_hash
 from deltalens.checkpoint.embedding import tied
 from deltalens.checkpoint.pair import Pair, Row
 from deltalens.checkpoint.parentage import Parentage
@@ -14,6 +15,7 @@ from deltalens.checkpoint.read import BLOCK_BYTES, HELD_ENTRIES
 from deltalens.checkpoint.settings import Difference, differences
 from deltalens.checkpoint.source import Checkpoint
 from deltalens.checkpoint.vocabulary import Token
+from deltalens.errors import BadInput
 
 # Float64 dsyrk and eigensolver on one AVX-512 server core, measured (44 GF/s as gemm); other cores are up to three
 # times slower, and small matrices never reach it, hence the margin.
@@ -62,6 +64,23 @@ class Unmatched:
 
 
 @dataclass(frozen=True, slots=True)
+class Format:
+    """How the prompts of both sides are rendered: as the tuned side's chat template says.
+
+    Args:
+        template: What tells the tuned side's template apart, `plain` without one; None where it cannot be known.
+        base_template: The base's likewise.
+        think: The tuned side's think format, None where it has or can have none.
+        problem: Why something of this is not known.
+    """
+
+    template: str | None
+    base_template: str | None
+    think: ThinkFormat | None
+    problem: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """What measuring a pair would do. Memory and time are estimates.
 
@@ -73,6 +92,7 @@ class Plan:
         warnings: What a reader of the results should know.
         parentage: Whether the base is the one that the tuned side was trained from.
         vocabulary: Token ids that are not one token on both sides; None where that was not compared.
+        format: The chat templates and the tags of thinking.
         differences: Config values in which the sides differ.
         unmatched: Unpaired and tied tensors and those of an unknown dtype.
         bytes_to_read: Bytes of both sides that one pass reads.
@@ -87,6 +107,7 @@ class Plan:
     warnings: tuple[str, ...]
     parentage: Parentage
     vocabulary: tuple[Token, ...] | None
+    format: Format
     differences: tuple[Difference, ...]
     unmatched: tuple[Unmatched, ...]
     bytes_to_read: int
@@ -133,6 +154,7 @@ def plan(base: str, tuned: str, match: str | None = None) -> Plan:
         warnings=tuple(warnings),
         parentage=pair.parentage,
         vocabulary=pair.vocabulary,
+        format=_format(*sides),
         differences=tuple(differences(*sides)),
         unmatched=tuple(_unmatched(row) for row in pair.rows if row.status in ("unpaired", "tied")),
         bytes_to_read=to_read,
@@ -155,6 +177,22 @@ def _side(ckpt: Checkpoint) -> Side:
         architecture=architecture if isinstance(architecture, str) else None,
         tied=tied(ckpt),
     )
+
+
+def _format(base: Checkpoint, tuned: Checkpoint) -> Format:
+    """The format of a pair; no chat template is needed to compare weights, so a broken one is told and no error."""
+    template = base_template = think = None
+    problems = []
+    try:
+        base_template = template_hash(read_template(base)[0])
+    except BadInput as problem:
+        problems.append(problem.error)
+    try:
+        chat = read_chat(tuned)
+        template, think = chat.template_hash, chat.think
+    except BadInput as problem:
+        problems.append(problem.error)
+    return Format(template, base_template, think, "; ".join(problems) or None)
 
 
 def _unmatched(row: Row) -> Unmatched:

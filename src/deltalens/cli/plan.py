@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from deltalens.checkpoint.parentage import Parentage
-    from deltalens.checkpoint.plan import Plan
+    from deltalens.checkpoint.plan import Format, Plan
     from deltalens.checkpoint.vocabulary import Token
 
 _SHOWN = 12  # unmatched tensors spelled out; --json has them all
@@ -66,6 +66,8 @@ def show(plan: "Plan") -> None:
     out(f"measure:  reads {size(float(plan.bytes_to_read))}; delta pass, estimated: peak memory {peak}, time {time}")
     out(printable(f"parent:   {_parent(plan.parentage)}"))
     out(printable(f"tokens:   {_tokens(plan.vocabulary)}"))
+    for line in _format(plan.format):
+        out(printable(line))
     for warning in plan.warnings:
         out(printable(f"warning:  {warning}"))
     for tensor in plan.unmatched[:_SHOWN]:
@@ -87,6 +89,26 @@ def _parent(found: "Parentage") -> str:
         return f"parent unknown: {found.evidence}"
     words = {"right": "the right base", "wrong": "WRONG BASE"}
     return f"{words.get(found.verdict, found.verdict)}: {found.evidence}"
+
+
+def _format(found: "Format") -> "list[str]":
+    """How prompts will be rendered, and what of it a reader might not expect."""
+    lines = []
+    if think := found.think:
+        parts = [f"{think.open} … {think.close} ({len(think.open_ids)} + {len(think.close_ids)} tokens)"]
+        parts += ["opened by the template"] * think.opened_by_template
+        parts += [f"switch {think.switch}"] * (think.switch is not None)
+        lines.append(f"think:    {', '.join(parts)}")
+    elif found.template:
+        lines.append("think:    none: the tokenizer can encode no think tag")
+    if found.template == "plain":
+        lines.append("format:   the tuned side has no chat template (prompts will be plain questions)")
+    elif found.template and found.base_template not in (None, found.template):
+        other = "no" if found.base_template == "plain" else "another"
+        lines.append(f"format:   the base has {other} chat template (prompts will be rendered with the tuned side's)")
+    if found.problem:
+        lines.append(f"format:   not known: {_short(found.problem, 4 * _LONGEST)}")
+    return lines
 
 
 def _tokens(found: "tuple[Token, ...] | None") -> str:
