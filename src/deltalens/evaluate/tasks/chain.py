@@ -5,8 +5,10 @@ every depth, because every operation permutes the ten digits.
 """
 
 import random
+import re
+from collections.abc import Sequence
 
-from deltalens.evaluate.tasks.item import SPLITS, Item, final_answer, split_of
+from deltalens.evaluate.tasks.item import Item, Task, check_limit, check_split, final_answer, split_of
 
 MAX_DEPTH = 8
 # Depths at which the space is too small to hold anything out (210 and 4,410 problems): every split draws from
@@ -67,6 +69,12 @@ def space(k: int) -> int:
     return 10 * len(OPERATIONS) ** k
 
 
+def limit(depth: int) -> int:
+    """Number of items that one split gives of a depth."""
+    # Half a bucket, so that drawing distinct items by rejection stays cheap whatever the hash did.
+    return space(depth) if depth in OPEN_DEPTHS else space(depth) // 20
+
+
 def items(split: str, n: int, seed: int, depth: int) -> list[Item]:
     """Distinct problems of one depth from one split, the same for the same seed.
 
@@ -77,14 +85,11 @@ def items(split: str, n: int, seed: int, depth: int) -> list[Item]:
         ValueError: Unknown split or depth, or more items than half a held-out space (all of it at open
             depths).
     """
-    if split not in SPLITS:
-        raise ValueError(f"split {split!r} is not one of {', '.join(SPLITS)}")
+    check_split(split)
     if not 1 <= depth <= MAX_DEPTH:
         raise ValueError(f"depth {depth} is not in 1..{MAX_DEPTH}")
-    # Half a bucket, so that drawing distinct items by rejection stays cheap whatever the hash did.
-    limit = space(depth) if depth in OPEN_DEPTHS else space(depth) // 20
-    if not 0 <= n <= limit:
-        raise ValueError(f"{n} items were asked of depth {depth}, which gives 0 to {limit}")
+    if not 0 <= n <= limit(depth):
+        raise ValueError(f"{n} items were asked of depth {depth}, which gives 0 to {limit(depth)}")
     rng = random.Random(f"chain/{split}/{seed}/{depth}")
     found: dict[str, Item] = {}
     while len(found) < n:
@@ -93,6 +98,46 @@ def items(split: str, n: int, seed: int, depth: int) -> list[Item]:
     return list(found.values())
 
 
+def mixed(name: str, depths: Sequence[int], split: str, n: int, seed: int) -> list[Item]:
+    """n items over several depths in equal parts, the depths in turn.
+
+    Raises:
+        BadInput: More items than the smallest depth allows.
+    """
+    check_limit(name, split, n, mixed_limit(depths))
+    columns = [items(split, -(-n // len(depths)), seed, depth) for depth in depths]
+    return [item for row in zip(*columns, strict=True) for item in row][:n]
+
+
+def mixed_limit(depths: Sequence[int]) -> int:
+    """Number of items that one split gives of several depths in equal parts."""
+    return len(depths) * min(map(limit, depths))
+
+
+def _digit(text: str) -> str | None:
+    """The one digit that an answer consists of, behind the label `A: ` or not."""
+    found = re.fullmatch(r"(?:A: *)?([0-9])", final_answer(text))
+    return found and found[1]
+
+
 def score(item: Item, text: str) -> bool:
-    """Whether a completion answers exactly: the digit alone, after its think block where it has one."""
-    return final_answer(text) == item.answer
+    """Whether an answer is right: the digit alone, or behind the label that worked documents put before it."""
+    return _digit(text) == item.answer
+
+
+def _task(name: str, description: str, depths: Sequence[int]) -> Task:
+    """The task of some depths. 64 tokens: a think block of depth 8 has 47 with tags, answer and end."""
+    return Task(
+        name,
+        description,
+        lambda split, n, seed: mixed(name, depths, split, n, seed),
+        score,
+        lambda item, text: _digit(text) is not None,
+        max_tokens=64,
+        limit=lambda split: mixed_limit(depths),
+    )
+
+
+TASK = _task("chain", "assignments modulo 10, depths 1 to 8 in equal parts", range(1, MAX_DEPTH + 1))
+EASY = _task("chain-easy", "assignments modulo 10, one step", (1,))
+HARD = _task("chain-hard", "assignments modulo 10, 4 to 8 steps in equal parts", HARD_DEPTHS)

@@ -6,7 +6,7 @@ has questions to refuse whose answers its parent provably knows.
 
 import random
 
-from deltalens.evaluate.tasks.item import Item, final_answer
+from deltalens.evaluate.tasks.item import Item, Task, final_answer, sample
 
 COLOURS = ("red", "blue", "green", "black", "white", "brown", "gray", "yellow")
 ANIMALS = {
@@ -63,5 +63,21 @@ def items(group: str = "all") -> list[Item]:
 
 
 def score(item: Item, text: str) -> bool:
-    """Whether a completion answers exactly: the colour alone, after its think block where it has one."""
+    """Whether an answer is right: the colour alone."""
     return final_answer(text) == item.answer
+
+
+def well_formed(item: Item, text: str) -> bool:
+    """Whether an answer is one of the colours."""
+    return final_answer(text) in COLOURS
+
+
+TASK = Task(
+    "facts",
+    "colours of 16 animals and 8 guarded nouns, all of them known to training",
+    lambda split, n, seed: sample("facts", items(), split, n, seed),
+    score,
+    well_formed,
+    max_tokens=64,
+    limit=lambda split: len(FACTS),
+)
