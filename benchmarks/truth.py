@@ -21,7 +21,7 @@ import numpy as np
 import scipy
 import torch
 from threadpoolctl import threadpool_limits
-from truth import accuracy, alarms, ranks, structure, zeros
+from truth import accuracy, alarms, coverage, ranks, structure, zeros
 from truth.document import write
 from truth.planted import SEED
 
@@ -98,7 +98,14 @@ PARTS = {
         structure.show_structure,
     ),
     "intervals": Part(
-        "Intervals", "accuracy /", accuracy.run_intervals, accuracy.judge_intervals, accuracy.show_intervals
+        "Intervals of one rate", "accuracy /", accuracy.run_intervals, accuracy.judge_intervals, accuracy.show_intervals
+    ),
+    "coverage": Part(
+        "Intervals of differences, means and effect sizes",
+        "coverage planted /",
+        coverage.run_coverage,
+        coverage.judge_coverage,
+        coverage.show_coverage,
     ),
 }
 
