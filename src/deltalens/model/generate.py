@@ -1,20 +1,48 @@
-"""Batched greedy decoding with a key-value cache, right under left padding; token-identical to transformers.
+"""Batched decoding with a key-value cache, greedy or sampled; greedy is token-identical to transformers.
 
-Kept small and open, so that later rooms can hook a forward pass whose positions, mask and step they know.
+A row's tokens depend on its prompt and its seed only, never on its batch: padding is hidden, a row that ended leaves
+the batch at once, and every row draws from a random stream of its own. Hooks are told which rows a pass holds.
 """
 
-import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from deltalens.errors import BadInput
+from deltalens.model.forward import check_prompts, forward, in_batches, left_padded
+from deltalens.model.select import batch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """How a completion is chosen.
+
+    Args:
+        max_new_tokens: Bound on a completion; one that reaches it is returned as it is.
+        temperature: 0 takes the most likely token; above, the logits are divided by it and a token is drawn.
+        top_p: Draw from the fewest likeliest tokens that hold this much probability (nucleus sampling,
+            arXiv 1904.09751).
+    """
+
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 0:
+            raise BadInput(f"max_new_tokens is {self.max_new_tokens}", "a number of tokens, 0 or more")
+        if not 0 <= self.temperature < float("inf"):
+            raise BadInput(f"temperature is {self.temperature}", "0 for greedy decoding, or a positive number")
+        if not 0 < self.top_p <= 1:
+            raise BadInput(f"top_p is {self.top_p}", "a share above 0 and up to 1")
 
 
 def generate(
@@ -33,61 +61,51 @@ def generate(
         max_new_tokens: Bound on the completion; a completion that reaches it is returned as it is.
         batch_size: Rows decoded together.
     """
-    rows = generate_ids(model, tokenizer, prompts, max_new_tokens, batch_size)
+    encoded = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
     ends = ending_ids(model, tokenizer)
+    rows = generate_ids(model, encoded, Decoding(max_new_tokens), ends=ends, batch_size=batch_size)
     trimmed = [row[:-1] if row and row[-1] in ends else row for row in rows]
     return [tokenizer.decode(row, clean_up_tokenization_spaces=False) for row in trimmed]
 
 
 def generate_ids(
     model: "PreTrainedModel",
-    tokenizer: Any,
-    prompts: Sequence[str],
-    max_new_tokens: int,
+    prompts: Sequence[Sequence[int]],
+    decoding: Decoding = Decoding(),
+    *,
+    ends: Collection[int],
+    seeds: Sequence[int] | None = None,
     batch_size: int = 64,
 ) -> list[list[int]]:
-    """The greedy completion of every prompt as token ids, its ending token included where one was reached."""
-    ends = ending_ids(model, tokenizer)
-    stop = torch.tensor(sorted(ends), device=model.device)
-    rows: list[list[int]] = [[] for _ in prompts]
-    for where, ids, mask in _batches(model, tokenizer, prompts, batch_size):
-        for i, row in zip(where, _decode(model, ids, mask, stop, max_new_tokens), strict=True):
-            rows[i] = _until(row, ends)
-    return rows
+    """The completion of every prompt, its ending token included where one was reached.
 
-
-def first_token_probs(
-    model: "PreTrainedModel",
-    tokenizer: Any,
-    prompts: Sequence[str],
-    token_ids: Sequence[int],
-    batch_size: int = 64,
-) -> Float[Tensor, "prompts tokens"]:
-    """The softmax mass of chosen tokens at the first free position of every prompt; nothing is generated."""
-    probs = torch.empty(len(prompts), len(token_ids))
-    for where, ids, mask in _batches(model, tokenizer, prompts, batch_size):
-        with torch.no_grad():
-            logits, _ = _forward(model, ids, mask, None)
-        probs[where] = logits.float().softmax(-1)[:, list(token_ids)].cpu()
-    return probs
-
-
-def p_think(
-    model: "PreTrainedModel",
-    tokenizer: Any,
-    prompts: Sequence[str],
-    tag: str = "<think>",
-    batch_size: int = 64,
-) -> Float[Tensor, "prompts"]:
-    """The probability that a completion opens a think block at once, per prompt.
+    Args:
+        model: A causal language model in evaluation mode.
+        prompts: Token ids of any lengths.
+        decoding: Greedy unless its temperature says otherwise.
+        ends: Ids that end a completion.
+        seeds: One per prompt, needed for sampling; equal prompts with equal seeds give equal completions.
+        batch_size: Rows decoded together.
 
     Raises:
-        BadInput: The tag is not one token of this tokenizer.
+        BadInput: A prompt is empty or leaves no room in a table of positions, seeds are missing, or half of
+            `batch_size` does not fit into memory.
     """
-    ids = tokenizer(tag, add_special_tokens=False)["input_ids"]
-    if len(ids) != 1 or tokenizer.decode(ids) != tag:
-        raise BadInput(f"{tag} is not one token of this tokenizer")
-    return first_token_probs(model, tokenizer, prompts, ids, batch_size)[:, 0]
+    check_prompts(model, prompts, [decoding.max_new_tokens] * len(prompts))
+    draws = None
+    if decoding.temperature > 0:
+        if seeds is None or len(seeds) != len(prompts):
+            raise BadInput("sampling needs one seed for every prompt", "temperature 0 decodes without seeds")
+        draws = [_uniforms(seed, decoding.max_new_tokens) for seed in seeds]
+
+    def decode(where: list[int]) -> list[list[int]]:
+        return _decode(model, where, prompts, decoding, frozenset(ends), draws)
+
+    rows: list[list[int]] = [[]] * len(prompts)
+    for where, found in in_batches(decode, [len(prompt) for prompt in prompts], batch_size):
+        for i, row in zip(where, found, strict=True):
+            rows[i] = row
+    return rows
 
 
 def ending_ids(model: "PreTrainedModel", tokenizer: Any) -> set[int]:
@@ -101,64 +119,59 @@ def ending_ids(model: "PreTrainedModel", tokenizer: Any) -> set[int]:
     return {int(i) for i in found} if isinstance(found, list | tuple) else {int(found)}
 
 
-def _batches(
-    model: "PreTrainedModel", tokenizer: Any, prompts: Sequence[str], batch_size: int
-) -> Iterator[tuple[list[int], Int[Tensor, "rows width"], Int[Tensor, "rows width"]]]:
-    """Batches of prompts of like length: their indices, left-padded ids and attention mask."""
-    encoded = [tokenizer(p, add_special_tokens=False)["input_ids"] for p in prompts]
-    empty = next((i for i, row in enumerate(encoded) if not row), None)
-    if empty is not None:
-        raise BadInput(f"prompt {empty} has no tokens")
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
-    for at in range(0, len(order), batch_size):
-        where = order[at : at + batch_size]
-        width = len(encoded[where[-1]])
-        ids = [[pad] * (width - len(encoded[i])) + encoded[i] for i in where]
-        mask = [[0] * (width - len(encoded[i])) + [1] * len(encoded[i]) for i in where]
-        yield where, torch.tensor(ids, device=model.device), torch.tensor(mask, device=model.device)
-
-
-def _forward(
-    model: "PreTrainedModel", ids: Int[Tensor, "rows new"], mask: Int[Tensor, "rows seen"], cache: Any
-) -> tuple[Float[Tensor, "rows vocabulary"], Any]:
-    """Logits of the last position and the cache, positions counted from each row's first real token."""
-    accepted = inspect.signature(model.forward).parameters
-    options: dict[str, Any] = {}
-    if "position_ids" in accepted:
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        options["position_ids"] = positions[:, -ids.shape[1] :]
-    if "logits_to_keep" in accepted:
-        options["logits_to_keep"] = 1  # all logits of a long prompt over a large vocabulary would dominate memory
-    name = "cache" if "cache" in accepted else "past_key_values"  # its name from transformers 5.24 on, and before
-    out = model(input_ids=ids, attention_mask=mask, use_cache=True, **{name: cache}, **options)
-    return out.logits[:, -1], out[name]
-
-
 @torch.no_grad()
 def _decode(
     model: "PreTrainedModel",
-    ids: Int[Tensor, "rows width"],
-    mask: Int[Tensor, "rows width"],
-    stop: Int[Tensor, "ends"],
-    max_new_tokens: int,
+    where: list[int],
+    prompts: Sequence[Sequence[int]],
+    decoding: Decoding,
+    ends: frozenset[int],
+    draws: list[Float64[Tensor, "steps"]] | None,
 ) -> list[list[int]]:
-    """Greedy continuation of one batch; rows that ended go on and are cut by the caller."""
-    done = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
-    columns: list[Tensor] = []
-    cache, new = None, ids
-    for _ in range(max_new_tokens):
-        logits, cache = _forward(model, new, mask, cache)
-        token = logits.argmax(-1)
-        columns.append(token)
-        done |= torch.isin(token, stop)
-        if bool(done.all()):
+    """The completions of one batch of prompts, `where` being their indices."""
+    found: dict[int, list[int]] = {i: [] for i in where}
+    rows = where  # which prompt stands in each row of the batch
+    new, mask = left_padded([prompts[i] for i in where], model.device)
+    cache = None
+    for step in range(decoding.max_new_tokens):
+        with batch(rows):
+            logits, cache = forward(model, new, mask, keep=1, cache=cache, use_cache=True)
+        if draws is None:
+            token = logits[:, 0].argmax(-1)
+        else:
+            token = _draw(logits[:, 0], decoding, torch.stack([draws[i][step] for i in rows]).to(model.device))
+        for i, value in zip(rows, token.tolist(), strict=True):
+            found[i].append(value)
+        stay = [at for at, i in enumerate(rows) if found[i][-1] not in ends]
+        if not stay:
             break
+        if len(stay) < len(rows):
+            rows = [rows[at] for at in stay]
+            kept = torch.tensor(stay, device=model.device)
+            token, mask = token[kept], mask[kept]
+            cache.reorder_cache(kept)  # to fewer rows: they are copied once, and the others cost nothing from here on
         new = token[:, None]
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-    return torch.stack(columns, dim=1).tolist() if columns else [[] for _ in range(len(ids))]
+    return [found[i] for i in where]
 
 
-def _until(row: list[int], ends: set[int]) -> list[int]:
-    """A row up to and including its first ending token."""
-    return row[: next((i + 1 for i, token in enumerate(row) if token in ends), len(row))]
+def _uniforms(seed: int, n: int) -> Float64[Tensor, "steps"]:
+    """The numbers in (0, 1] that choose the tokens of one row: its own stream, of which a longer text reads more."""
+    return torch.from_numpy(1 - np.random.default_rng(seed).random(n))
+
+
+def _draw(
+    logits: Float[Tensor, "rows vocabulary"], decoding: Decoding, uniform: Float64[Tensor, "rows"]
+) -> Int[Tensor, "rows"]:
+    """One token per row by inverting the distribution function in the order of the vocabulary.
+
+    That order is fixed, so that rounding, which differs between batches, moves a boundary by as little as itself; in
+    order of probability two near ties could change places.
+    """
+    probs = (logits.double() / decoding.temperature).softmax(-1)
+    if decoding.top_p < 1:
+        ranked, order = probs.sort(dim=-1, descending=True)
+        above = ranked.cumsum(-1) - ranked  # the mass of likelier tokens
+        probs = probs.scatter(-1, order, ranked.masked_fill(above >= decoding.top_p, 0))
+    mass = probs.cumsum(-1)
+    return torch.searchsorted(mass, uniform[:, None] * mass[:, -1:])[:, 0]

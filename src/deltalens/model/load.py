@@ -10,60 +10,93 @@ from deltalens.errors import BadInput
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-DTYPES = ("float32", "float16", "bfloat16")
+DTYPES = ("auto", "float32", "float16", "bfloat16")
+DEVICES = ("auto", "cpu", "cuda")
 
 
-def load(source: str, dtype: str = "float32") -> "tuple[PreTrainedModel, Any]":
+def load(source: str, dtype: str = "auto", device: str = "auto") -> "tuple[PreTrainedModel, Any]":
     """The model in evaluation mode and its tokenizer.
 
     Args:
-        source: A local directory, `hub-id[@revision]` or `family:NAME`.
-        dtype: `float32`, `float16` or `bfloat16`: the dtype of computation. Stored half precision is upcast
-            exactly.
+        source: A local directory, `hub-id[@revision]` or `family:NAME`, its weights in safetensors files.
+        dtype: What to compute in: `float32`, `float16`, `bfloat16`, or `auto`: float32 on the CPU, the stored dtype on
+            CUDA. Stored half precision is upcast exactly.
+        device: `cpu`, `cuda`, or `auto`: CUDA where there is one.
 
     Raises:
-        BadInput: The source cannot be resolved or read, or the dtype is unknown.
+        BadInput: The source cannot be resolved or read, is not complete, or needs code of its own; the dtype or device
+            is unknown or absent.
     """
-    from deltalens.checkpoint.source import resolve
+    from deltalens.checkpoint.source import open_checkpoint
 
-    return load_directory(resolve(source), dtype)
+    _check(dtype, device)
+    return load_directory(open_checkpoint(source).path, dtype, device)
 
 
-def load_directory(path: Path, dtype: str = "float32") -> "tuple[PreTrainedModel, Any]":
-    """The model and tokenizer of a local directory, nothing fetched."""
-    if dtype not in DTYPES:
-        raise BadInput(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}", "dtype float32, float16 or bfloat16")
+def load_directory(path: Path, dtype: str = "float32", device: str = "cpu") -> "tuple[PreTrainedModel, Any]":
+    """The model and tokenizer of a local directory, nothing fetched; see `load`."""
+    _check(dtype, device)
     if not path.is_dir():
         raise BadInput(f"{path} is not a directory with a model", "give the directory that holds config.json")
     import torch
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    place = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+    if dtype == "auto" and place == "cpu":
+        dtype = "float32"
     try:
         with no_bars():
-            tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-            model = AutoModelForCausalLM.from_pretrained(
+            tokenizer: Any = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 path,
                 local_files_only=True,
                 trust_remote_code=False,
                 use_safetensors=True,  # never a pickle
-                dtype=getattr(torch, dtype),
+                ignore_mismatched_sizes=True,  # refused below, by name
+                output_loading_info=True,
+                dtype=dtype,
             )
-    except (OSError, ValueError, TypeError, SafetensorError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise BadInput(f"{path} does not load as a causal language model: {reason}") from error
-    return model.eval(), tokenizer
+            model, info = loaded
+            model = model.to(place).eval()
+    except Exception as error:  # foreign code over foreign files: whatever it raises, the files are why
+        reason = next(iter(str(error).strip().splitlines()), "")
+        if "trust_remote_code" in str(error):
+            reason = "it needs Python code of its own, which is never run"
+        raise BadInput(f"{path} does not load as a causal language model: {reason or type(error).__name__}") from error
+    # transformers fills what is missing or of another shape with random numbers.
+    if wrong := sorted({*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}):
+        raise BadInput(
+            f"{path} lacks {len(wrong)} of the tensors that its config.json describes: {', '.join(wrong[:3])}"
+        )
+    if not tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens):  # made up where no file was found
+        raise BadInput(f"{path} holds no tokenizer", "put the model's tokenizer.json there")
+    return model, tokenizer
+
+
+def _check(dtype: str, device: str) -> None:
+    """Refuses an unknown dtype, and a device that is unknown or absent."""
+    if dtype not in DTYPES:
+        raise BadInput(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}", "--dtype auto")
+    if device not in DEVICES:
+        raise BadInput(f"device {device!r} is not one of {', '.join(DEVICES)}", "--device cpu")
+    if device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise BadInput("device cuda: torch sees no CUDA device here", "--device cpu")
 
 
 @contextlib.contextmanager
 def no_bars() -> Generator[None, None, None]:
-    """Runs a block without transformers' own progress bars, which would tear ours."""
+    """Runs a block without transformers' own progress bars and warnings, which would tear ours."""
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         if shown:
             logging.enable_progress_bar()
