@@ -1,0 +1,1 @@
+"""Directions: what they are, banks of them, from weights, from activations, and how two are compared."""
