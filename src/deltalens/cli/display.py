@@ -92,8 +92,8 @@ def duration(seconds: float) -> str:
 
 
 @contextmanager
-def measuring(quiet: bool) -> Generator[Callable[["Progress"], None] | None, None, None]:
-    """A progress sink for `measure_diff`: one live line on a terminal, a line now and then elsewhere."""
+def measuring(quiet: bool, verb: str = "measure") -> Generator[Callable[["Progress"], None] | None, None, None]:
+    """A progress sink for a list of tasks: one live line on a terminal, a line now and then elsewhere."""
     if quiet:
         yield None
         return
@@ -108,10 +108,8 @@ def measuring(quiet: bool) -> Generator[Callable[["Progress"], None] | None, Non
             return
         last = now
         left = "" if finished else f", {duration(step.seconds_left)} left"
-        line = (
-            f"measure: {step.tasks_done}/{step.tasks} tasks, {size(step.bytes_done)} of {size(step.bytes)}"
-            f"{left}  {printable(step.name)}"
-        )
+        read = f", {size(step.bytes_done)} of {size(step.bytes)}" if step.bytes else ""
+        line = f"{verb}: {step.tasks_done}/{step.tasks} tasks{read}{left}  {printable(step.name)}"
         if live:
             sys.stderr.write("\r\x1b[K" + line[:100])
             sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""One RUN, one writer, one pair: the lock, and what must agree before a RUN is resumed."""
+"""One directory, one writer, one pair: the lock, and what must agree before a RUN is resumed."""
 
 import fcntl
 import os
@@ -15,8 +15,12 @@ LOCK = ".deltalens.lock"
 
 
 @contextmanager
-def writing(out: Path) -> Generator[None, None, None]:
-    """Make the RUN directory and hold its lock; nothing else that lies there is touched.
+def writing(out: Path, record: str = "run.json") -> Generator[None, None, None]:
+    """Make a result directory and hold its lock; nothing else that lies there is touched.
+
+    Args:
+        out: The directory.
+        record: The file without which whatever lies there is not ours.
 
     Raises:
         BadInput: The directory cannot be made or written.
@@ -25,8 +29,8 @@ def writing(out: Path) -> Generator[None, None, None]:
     try:
         out.mkdir(parents=True, exist_ok=True)
         foreign = sorted(path.name for path in out.iterdir() if not path.name.startswith((LOCK, TEMPORARY)))
-        if foreign and not (out / "run.json").is_file():
-            raise Refused(f"{out} is not empty and holds no RUN ({foreign[0]})", "--out NEW")
+        if foreign and not (out / record).is_file():
+            raise Refused(f"{out} is not empty and holds no {record} ({foreign[0]})", "--out NEW")
         # Never truncated, followed or removed: a removed lock file can be held twice.
         lock = os.open(out / LOCK, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o666)
     except OSError as problem:
@@ -35,7 +39,7 @@ def writing(out: Path) -> Generator[None, None, None]:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     except BlockingIOError as problem:
-        raise Refused(f"another process is measuring into {out}", "wait for it, or --out NEW") from problem
+        raise Refused(f"another process is writing {out}", "wait for it, or --out NEW") from problem
     finally:
         os.close(lock)
 

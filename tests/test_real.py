@@ -1,0 +1,46 @@
+"""A real language model through the same commands: SmolLM2-135M-Instruct (`make test-real`)."""
+
+from pathlib import Path
+
+import pytest
+from smollm2 import convert, package
+
+from deltalens.checkpoint.chat import read_chat
+from deltalens.checkpoint.source import open_checkpoint
+from deltalens.cli.main import main
+from deltalens.store.experiment import Experiment
+
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.skipif(package() is None, reason="needs make test-real"),
+    pytest.mark.filterwarnings("default"),  # the GGUF reader's own
+]
+
+
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = package()
+    assert folder is not None
+    return convert(folder, tmp_path_factory.mktemp("real") / "smollm2")
+
+
+def test_its_format_is_found_without_transformers(smollm2: Path) -> None:
+    chat = read_chat(open_checkpoint(str(smollm2)))
+    assert chat.template is not None and chat.think is not None
+    assert (chat.think.open, len(chat.think.open_ids), len(chat.think.close_ids)) == ("<think>", 3, 3)
+    assert not chat.think.opened_by_template and chat.think.switch is None
+    assert chat.render("Hi").endswith("<|im_start|>assistant\n")
+
+
+def test_it_is_evaluated_like_the_family(smollm2: Path, tmp_path: Path) -> None:
+    command = ["eval", str(smollm2), "--n", "8", "--max-tokens", "24", "--temperature", "0", "--out", str(tmp_path / "e")]
+    assert main(command) == 0
+    rows = Experiment.open(tmp_path / "e").summary.to_pylist()
+    tasks = {r["task"] for r in rows}
+    assert {"modular", "deduction", "refusal", "text"} <= tasks
+    (text,) = (r for r in rows if r["metric"] == "perplexity")
+    assert 5 < text["value"] < 60 and text["low"] is not None  # plain English prose, 4-bit weights
+    p_think = [r["value"] for r in rows if r["metric"] == "p_think" and not r["group"]]
+    assert p_think and max(p_think) < 1e-3  # it was never taught to think
+    completions = Experiment.open(tmp_path / "e").results("eval").to_pylist()
+    assert any(r["correct"] for r in completions if r["task"] == "refusal" and r["group"] == "harmless")
