@@ -88,7 +88,7 @@ class Activations:
     contrast: Literal["models", "prompts", "spans"] | None = None
     """models (with --against, the default), prompts A − B (without), or spans inside the think block."""
     prompts: Annotated[str | None, tyro.conf.arg(metavar="A.jsonl[,B.jsonl]")] = None
-    """Prompt files; by default matched reasoning and plain questions, or chains and one-step chains of the family."""
+    """Prompt files, of which every other prompt is read; by default matched questions, or chains of the family."""
     site: str = "resid_post"
     """Where activations are read: resid_pre, attn_out, resid_mid, mlp_out, resid_post, …"""
     layers: tuple[int, ...] = ()
@@ -150,6 +150,7 @@ class Activations:
 
         place = read.Place(self.site, self.layers, parse_selector(self.select, chat.think))
         source: dict[str, Any] = {"model": self.model, "template": chat.template_hash, "select": self.select}
+        source |= {"split": "extract"}
         model, tokenizer = load(self.model, self.dtype, self.device)
         if contrast == "prompts":
             say(self.quiet, f"reading {len(first)} and {len(second)} prompts: {' and '.join(names)}")
@@ -211,7 +212,7 @@ def groups(
     Args:
         chat: Of the model that reads them: the shipped questions are asked where its tokenizer can write them, else
             the family's chains.
-        prompts: `A.jsonl[,B.jsonl]`, None for the default.
+        prompts: `A.jsonl[,B.jsonl]`, None for the default. Of a file every other prompt is read: its extract half.
         seed: Of generated prompts.
         every_depth: Take chains of every depth, not only hard ones: thinking about them differs in length.
     """
@@ -230,7 +231,7 @@ def groups(
             chains = [task("chain" if every_depth else "chain-hard", writes), task("chain-easy", writes)]
             first, second = (chain.items("extract", PROMPTS, seed) for chain in chains)
             return first, second, tuple(chain.name for chain in chains), False
-    found = [jsonl.read(path) for path in paths]
+    found = [jsonl.read(path)[0::2] for path in paths]  # the others are left for `probe` and `steer` to test on
     first, second = found[0], found[1] if len(found) == 2 else []
     topics = [[item.id.rpartition("/")[2] for item in group] for group in (first, second)]
     return first, second, tuple(path.stem for path in paths), topics[0] == topics[1]

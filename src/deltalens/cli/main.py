@@ -10,11 +10,15 @@ from typing import Annotated, Any
 
 import tyro
 
+from deltalens.cli.compare import Compare
 from deltalens.cli.demo import Demo
+from deltalens.cli.directions import Activations, Weights
 from deltalens.cli.display import err
+from deltalens.cli.evaluate import Eval
 from deltalens.cli.family import Card, List, Path, Train
 from deltalens.cli.measure import Measure
 from deltalens.cli.plan import PlanCommand
+from deltalens.cli.probe import Probe
 from deltalens.cli.report import Report
 from deltalens.errors import DeltalensError, printable
 
@@ -24,10 +28,19 @@ _Family = (
     | Annotated[Card, tyro.conf.subcommand("card")]
     | Annotated[Train, tyro.conf.subcommand("train")]
 )
+_Directions = (
+    Annotated[Weights, tyro.conf.subcommand("weights")] | Annotated[Activations, tyro.conf.subcommand("activations")]
+)
 _Command = (
     Annotated[Demo, tyro.conf.subcommand("demo")]
     | Annotated[PlanCommand, tyro.conf.subcommand("plan")]
     | Annotated[Measure, tyro.conf.subcommand("measure")]
+    | Annotated[
+        _Directions, tyro.conf.subcommand("directions", description="Banks of directions from weights or activations.")
+    ]
+    | Annotated[Compare, tyro.conf.subcommand("compare")]
+    | Annotated[Probe, tyro.conf.subcommand("probe")]
+    | Annotated[Eval, tyro.conf.subcommand("eval")]
     | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[_Family, tyro.conf.subcommand("family", description="The embedded checkpoints.")]
 )
@@ -47,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
     except DeltalensError as problem:
         return _fail(problem.error, problem.fix, problem.exit_code)
     except KeyboardInterrupt:
-        resumes = isinstance(command, Measure | Demo)
+        resumes = isinstance(command, Measure | Demo | Eval | Probe) and command.out is not None
         err("\ninterrupted" + ("; repeat the command to go on where it stopped" if resumes else ""))
         return _INTERRUPTED
     except BrokenPipeError:  # the reader of our output left, as `| head` does
