@@ -28,6 +28,7 @@ def row(arm: str, item: int, correct: bool, mode: str = "free", **more: Any) -> 
         "item": f"t/{item}",
         "group": "",
         "sample": 0,
+        "text": "4",
         "tokens": 5,
         "truncated": False,
         "opened": False,
@@ -74,6 +75,23 @@ def test_every_rate_is_counted_in_its_own_mode() -> None:
     assert found(summary, "think_tokens")["value"] == 8 and found(summary, "think_tokens")["n"] == 2
     assert found(summary, "think_tokens")["low"] is None  # two items have no bootstrap interval
     assert not any(r["metric"] in ("closed_accuracy", "p_skip", "kl") for r in summary)
+
+
+def test_an_arm_without_completions_has_probabilities_only() -> None:
+    nothing = (
+        "text",
+        "tokens",
+        "truncated",
+        "opened",
+        "closed",
+        "thought",
+        "think_tokens",
+        "correct",
+        "format_ok",
+        "loop",
+    )
+    summary = scores([row("a", i, True) | dict.fromkeys(nothing) for i in range(3)])
+    assert {r["metric"] for r in summary} == {"p_think"}
 
 
 def test_groups_are_scored_beside_the_whole() -> None:

@@ -22,11 +22,11 @@ OUTCOMES: dict[str, tuple[str, Callable[[Row], Any]]] = {
     "open_ratio": ("free", lambda r: r["opened"]),
     "close_ratio": ("free", lambda r: r["closed"]),
     "truncated": ("free", lambda r: r["truncated"]),
-    "truncated_inside": ("free", lambda r: r["truncated"] and r["opened"] and not r["closed"]),
-    "format_failures": ("free", lambda r: not r["format_ok"] and not r["truncated"]),
+    "truncated_inside": ("free", lambda r: r["truncated"] and r["opened"] and not r["closed"]),  # None stays None
+    "format_failures": ("free", lambda r: None if r["text"] is None else not r["format_ok"] and not r["truncated"]),
     "loops": ("free", lambda r: r["loop"]),
 }
-"""Yes or no per completion: the mode it is counted in, and how."""
+"""Yes or no per completion, None where nothing was generated: the mode it is counted in, and how."""
 
 MEANS: dict[str, Callable[[Row], float | None]] = {
     "p_think": lambda r: r["p_think"],

@@ -191,7 +191,7 @@ def probe(
         "site": asked.site,
         "directions": directions,
         "template": asked.chat.template_hash,
-        "prompts": {"names": list(asked.contrast.names), "matched": asked.contrast.matched},
+        "prompts": {"names": list(asked.contrast.names), "matched": asked.contrast.matched, "seen": asked.seen},
         "command": command,
     }
     with TemporaryDirectory() as scratch, _parts(Path(scratch), out, record) as parts:
