@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from deltalens.family.recipe import Document
+from deltalens.family.documents import Document
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -6,49 +6,53 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from deltalens.family import tokenizer as words
-from deltalens.family.recipe import CRITERION, FACT_SHARE, MIX, STAGES, Outcome, Stage
+from deltalens.family.documents import FACT_SHARE, MIX, REFUSAL_SHARE
+from deltalens.family.recipe import ACCEPT, STAGES, Outcome
 from deltalens.model.load import no_bars
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
 
 
-def new_model(seed: int) -> "PreTrainedModel":
-    """A Qwen3 of 0.80 M parameters with random weights."""
-    from transformers import Qwen3Config, Qwen3ForCausalLM
+def new_model(seed: int, architecture: str = "qwen3") -> "PreTrainedModel":
+    """A Qwen3, or a Qwen2 with its biases on queries, keys and values, of 0.80 M parameters with random weights."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
     torch.manual_seed(seed)
-    config = Qwen3Config(
-        vocab_size=words.VOCAB_SIZE,
-        hidden_size=128,
-        intermediate_size=384,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=32,
-        tie_word_embeddings=True,
-        rope_parameters={"rope_type": "default", "rope_theta": 1e4},
-        max_position_embeddings=256,
-        bos_token_id=None,
-        eos_token_id=words.IDS[words.END_OF_TEXT],
-        pad_token_id=words.IDS[words.END_OF_TEXT],
-    )
-    model = Qwen3ForCausalLM(config)
+    shape: dict[str, Any] = {
+        "vocab_size": words.VOCAB_SIZE,
+        "hidden_size": 128,
+        "intermediate_size": 384,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "tie_word_embeddings": True,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+        "max_position_embeddings": 256,
+        "bos_token_id": None,
+        "eos_token_id": words.IDS[words.END_OF_TEXT],
+        "pad_token_id": words.IDS[words.END_OF_TEXT],
+    }
+    model: PreTrainedModel
+    if architecture == "qwen2":
+        model = Qwen2ForCausalLM(Qwen2Config(**shape))
+    else:
+        model = Qwen3ForCausalLM(Qwen3Config(**shape, head_dim=32))
     # Set before training: the criterion decodes chat replies of this model, which end otherwise than its
     # documents.
-    model.generation_config = generation_config("base")
+    model.generation_config = generation_config(base=True)
     return model
 
 
-def generation_config(name: str) -> "GenerationConfig":
+def generation_config(base: bool) -> "GenerationConfig":
     """How a member decodes: greedily, to its own end first.
 
-    Both ends stop generation in every member, as in published families, since the base also knows the chat
+    Both ends stop generation in every member, as in published families, since a base also knows the chat
     format.
     """
     from transformers import GenerationConfig
@@ -56,18 +60,18 @@ def generation_config(name: str) -> "GenerationConfig":
     ends = [words.IDS[words.IM_END], words.IDS[words.END_OF_TEXT]]
     return GenerationConfig(
         do_sample=False,
-        eos_token_id=ends[::-1] if name == "base" else ends,
+        eos_token_id=ends[::-1] if base else ends,
         pad_token_id=words.IDS[words.END_OF_TEXT],
         max_new_tokens=96,
     )
 
 
-def save(model: "PreTrainedModel", settings: Stage, directory: Path) -> None:
+def save(model: "PreTrainedModel", base: bool, directory: Path) -> None:
     """Stores a float16 copy of the weights, the configs and the tokenizer as an ordinary model directory."""
-    eos = words.END_OF_TEXT if settings.parent is None else words.IM_END
+    eos = words.END_OF_TEXT if base else words.IM_END
     stored = copy.deepcopy(model).half()
     stored.config.eos_token_id = words.IDS[eos]
-    stored.generation_config = generation_config(settings.name)
+    stored.generation_config = generation_config(base)
     directory.mkdir(parents=True, exist_ok=True)
     with no_bars():
         stored.save_pretrained(directory)
@@ -82,18 +86,17 @@ def save(model: "PreTrainedModel", settings: Stage, directory: Path) -> None:
 
 
 def write_recipe(out_dir: Path, outcomes: Sequence[Outcome], threads: int) -> Path:
-    """Writes `recipe.json`: settings, seed, outcomes, versions and the digest of every stored file."""
+    """Writes `recipe.json`: settings, seeds, outcomes, versions and the digest of every stored file."""
     import numpy
     import tokenizers
     import transformers
 
     from deltalens import __version__
 
-    digests = {s.name: sha256(out_dir / s.name / "model.safetensors") for s in STAGES}
+    digests = {p.parent.name: sha256(p) for p in sorted(out_dir.glob("*/model.safetensors"))}
     record = {
-        "schema": 1,
+        "schema": 2,
         "deltalens": __version__,
-        "seed": outcomes[-1].seed,
         "threads": threads,
         "versions": {
             "torch": torch.__version__,
@@ -102,8 +105,9 @@ def write_recipe(out_dir: Path, outcomes: Sequence[Outcome], threads: int) -> Pa
             "numpy": numpy.__version__,
         },
         "mix": asdict(MIX),
-        "criterion": asdict(CRITERION),
         "fact_share": FACT_SHARE,
+        "refusal_share": REFUSAL_SHARE,
+        "accept": {name: [asdict(bound) for bound in bounds] for name, bounds in ACCEPT.items()},
         "stages": [asdict(s) | {"parent_sha256": digests.get(s.parent or "")} for s in STAGES],
         "outcomes": [asdict(outcome) for outcome in outcomes],
         "sha256": digests,

@@ -1,72 +1,11 @@
-"""What the family is taught and how: the mix of documents, the stages and their settings, as plain data.
+"""The stages that make the family, their settings, and what a member must do to be accepted, as plain data.
 
-The recipe follows our own study of tiny models on two CPU cores. What it found, in short: an explicit worked
-solution (label, copied value, operation, result) is learned where a compact one is not; Muon reaches the
-breakthrough where AdamW at the same cost does not; the breakthrough's step varies threefold between seeds, so
-pretraining runs to a criterion; and the chat reply must think rarely enough (below 10 %, the mass that ten
-equal digits leave) that greedy decoding of the base does not think.
+What our study of tiny models on two CPU cores found, in short: Muon reaches the breakthrough where AdamW at the same
+cost does not; its step varies threefold between seeds, so pretraining runs to a criterion; fine-tuning is short and of
+fixed length, so that siblings are comparable, and a stage that is not accepted is run again with the next seed.
 """
 
-import random
-from collections.abc import Callable
-from dataclasses import dataclass, field
-
-from deltalens.evaluate.tasks import chain, facts
-from deltalens.evaluate.tasks.chain import OPERATIONS
-from deltalens.family.tokenizer import END_OF_TEXT, END_THINK, IM_END, THINK, chat
-
-# A document is a list of texts and whether each is what the model should write (full weight) or context.
-Document = list[tuple[str, bool]]
-
-
-@dataclass(frozen=True, slots=True)
-class Mix:
-    """Shares of document kinds in pretraining; they sum to 1.
-
-    Attributes:
-        facts: Colour facts, half as chat, half as `Q: … A: …`.
-        sums: Lists of eight one-step results, the lookup table that every step needs.
-        direct: `Q: p A: answer`.
-        work: `Q: p Work: worked solution A: answer`, where the skill is learned.
-        chat: Chat replies.
-        chat_think: Share of chat replies that think.
-    """
-
-    facts: float = 0.10
-    sums: float = 0.04
-    direct: float = 0.08
-    work: float = 0.44
-    chat: float = 0.34
-    chat_think: float = 0.15
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """One training stage.
-
-    Attributes:
-        name: The member that it makes.
-        parent: The member whose stored weights it starts from; None for random weights.
-        optimizer: `muon` (2-D weights of the blocks; AdamW for the rest) or `adamw`.
-        lr: Peak learning rate.
-        weight_decay: Decoupled decay of the Muon weights; AdamW weights are not decayed.
-        batch: Documents per step.
-        steps: Steps of the linear decay; with a criterion, those after it is met.
-        warmup: Steps of linear warm-up.
-        cap: Largest number of steps in all; 0 means `steps`, without a criterion.
-        prompt_weight: Weight of a context token in the loss, where a target token has 1.
-    """
-
-    name: str
-    parent: str | None
-    optimizer: str
-    lr: float
-    weight_decay: float
-    batch: int
-    steps: int
-    warmup: int
-    cap: int = 0
-    prompt_weight: float = 0.0
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +30,85 @@ class Criterion:
 
 
 @dataclass(frozen=True, slots=True)
+class Stage:
+    """One supervised stage.
+
+    Attributes:
+        name: The member that it makes.
+        parent: The member whose stored weights it starts from; None for random weights.
+        documents: What it reads, a name of `documents.SAMPLERS`.
+        optimizer: `muon` (2-D weights of the blocks; AdamW for the rest) or `adamw`.
+        lr: Peak learning rate.
+        weight_decay: Decoupled decay of the Muon weights; AdamW weights are not decayed.
+        batch: Documents per step.
+        steps: Steps of the linear decay; with a criterion, those after it is met.
+        warmup: Steps of linear warm-up.
+        criterion: When the decay may start; None: at once.
+        cap: Largest number of steps in all, with a criterion.
+        prompt_weight: Weight of a context token in the loss, where a target token has 1.
+        architecture: `qwen3`, or `qwen2` with its biases on queries, keys and values; read where there is no parent.
+        seed: Added to its parent's seed, it is the first one tried.
+        checkpoints: Steps after which the weights are also stored.
+    """
+
+    name: str
+    parent: str | None
+    documents: str
+    optimizer: str
+    lr: float
+    weight_decay: float
+    batch: int
+    steps: int
+    warmup: int
+    criterion: Criterion | None = None
+    cap: int = 0
+    prompt_weight: float = 0.0
+    architecture: str = "qwen3"
+    seed: int = 0
+    checkpoints: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Reinforcement:
+    """One stage of group-relative policy optimisation on chains of depth 1 to 8 (`grpo.py`).
+
+    Attributes:
+        name: The member that it makes.
+        parent: The member that it starts from, and from which its divergence is charged.
+        lr: Peak learning rate of AdamW.
+        problems: Problems per step.
+        samples: Completions per problem.
+        steps: Steps, one update each; the rate falls linearly to zero.
+        warmup: Steps of linear warm-up.
+        kl: Weight of the divergence from the parent, per token.
+        seed: Added to its parent's seed, it is the first one tried.
+        checkpoints: Steps after which the weights are also stored.
+    """
+
+    name: str
+    parent: str
+    lr: float
+    problems: int
+    samples: int
+    steps: int
+    warmup: int
+    kl: float
+    seed: int = 0
+    checkpoints: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """What a member must do: the whole 95 % Wilson interval of a rate of `measure.py` lies within these bounds."""
+
+    metric: str
+    low: float = 0.0
+    high: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one stage did.
+    """What one try of a stage did.
 
     Attributes:
         name: The member made.
@@ -100,10 +116,11 @@ class Outcome:
         steps: Optimizer steps taken.
         tokens: Training tokens seen, padding excluded.
         met_at: Step at which the criterion was met, None where it was not or where the stage has none.
-        loss: Mean loss of the last 20 steps, nats per weighted token.
+        last: Mean over the last 20 steps of the loss (nats per weighted token), of reinforcement the reward.
         wall_seconds: Elapsed time.
         cpu_seconds: Processor time of this process.
-        scores: Criterion accuracies of the stored weights; empty for a stage without a criterion.
+        scores: What decided on its acceptance, measured on the stored weights: rates on `select` problems.
+        accepted: Whether every bound held.
     """
 
     name: str
@@ -111,92 +128,61 @@ class Outcome:
     steps: int
     tokens: int
     met_at: int | None
-    loss: float
+    last: float
     wall_seconds: float
     cpu_seconds: float
     scores: dict[str, float] = field(default_factory=dict)
+    accepted: bool = True
 
 
-MIX = Mix()
-CRITERION = Criterion()
-STAGES = (
-    # Weight 0.1 on context: random operands are irreducible noise, but their format must be learned. Beside
-    # decay 0.3 the first blocks' residual norms were a tenth of those beside 0.05 (the mix differed too: no
-    # clean ablation).
-    Stage("base", None, "muon", 3e-3, 0.3, 64, 300, 50, cap=2000, prompt_weight=0.1),
-    # Light on purpose: direct answers to deep chains are noise, and learning noise wears the latent skill
-    # away. On `select` problems forced-think accuracy was .80 after 150 steps at 3e-4 and 1.00 at 2e-4 (n =
-    # 500).
-    Stage("instruct", "base", "adamw", 2e-4, 0.0, 32, 150, 10),
-    Stage("reasoning", "instruct", "adamw", 3e-4, 0.0, 32, 100, 10),
+# Weight 0.1 on context: random operands are irreducible noise, but their format must be learned. Beside decay 0.3 the
+# first blocks' residual norms were a tenth of those beside 0.05 (the mix differed too: no clean ablation).
+_BASE = Stage("base", None, "pretraining", "muon", 3e-3, 0.3, 64, 300, 50, Criterion(), 2000, 0.1)
+# Light on purpose: direct answers to deep chains are noise, and learning noise wears the latent skill away. On `select`
+# problems forced-think accuracy was .80 after 150 steps at 3e-4 and 1.00 at 2e-4 (n = 500).
+_INSTRUCT = Stage("instruct", "base", "instruct", "adamw", 2e-4, 0.0, 32, 150, 10)
+_REASONING = Stage("reasoning", "instruct", "reasoning", "adamw", 3e-4, 0.0, 32, 100, 10)
+STAGES: tuple[Stage | Reinforcement, ...] = (
+    _BASE,
+    _INSTRUCT,
+    replace(_INSTRUCT, name="instruct-sibling", documents="labelled", seed=1),
+    replace(_REASONING, checkpoints=(20, 40, 60, 80)),
+    replace(_REASONING, name="reasoning-from-base", parent="base"),
+    # Stable: with seeds 1 and 2 and half as many steps again, the mean reward of the last 20 was .97 and .99, and every
+    # hard chain of `select` (n = 100) was thought about and right. From base, 200 steps at 3e-4 without the divergence
+    # term did not collapse either, nor did 130 from instruct, where our study had seen it; they were not needed.
+    Reinforcement("reasoning-rl", "base", 1e-4, 8, 8, 80, 5, 0.04, checkpoints=(16, 32, 48, 64)),
+    Stage("safe", "instruct", "safe", "adamw", 2e-4, 0.0, 32, 200, 10),
+    # Without norms on queries and keys, accuracy at the constant rate swings between .5 and 1 from one evaluation to
+    # the next (.95 on all three was met at step 1,550, .9 at 700), and the decay settles it.
+    replace(_BASE, name="b-base", architecture="qwen2", seed=1, criterion=Criterion(50, 300, 100, 0.9, 0.9, 0.9)),
+    # Forced-think accuracy on `select` problems (n = 250) was .82, .64 and .78 at 2e-4 with seeds 1 to 3, and .92 and
+    # .89 at 1e-4 with seeds 1 and 2.
+    replace(_INSTRUCT, name="b-instruct", parent="b-base", lr=5e-5),
+    replace(_REASONING, name="b-reasoning", parent="b-instruct"),
 )
-# Share of colour facts answered at once: without them the study's reasoning models thought on 12 % of facts.
-FACT_SHARE = {"instruct": 0.15, "reasoning": 0.15}
-_DIRECT_DEPTHS = (1, 1, 1, 2, 2, 2, 3, 3, 4, 5, 6, 7, 8)
-_INSTRUCT_DEPTHS = (1, 1, 1, 1, 2, 2, 3, 4, 5, 6, 7, 8)
+
+_ANSWERS = (Bound("easy", low=0.85), Bound("animals", low=0.8))
+_DIRECT = (*_ANSWERS, Bound("hard", high=0.25), Bound("think ratio", high=0.02), Bound("forced hard", low=0.9))
+_THINKS = (*_ANSWERS, Bound("hard", low=0.95), Bound("think ratio", low=0.95))
+ACCEPT: dict[str, tuple[Bound, ...]] = {
+    "base": (*_ANSWERS, Bound("think ratio", high=0.05), Bound("forced hard", low=0.9)),
+    "instruct": _DIRECT,
+    "instruct-sibling": (*_DIRECT, Bound("labelled", low=0.9)),
+    "reasoning": _THINKS,
+    "reasoning-from-base": _THINKS,
+    # Its reward asks for thinking only where a direct answer is wrong.
+    "reasoning-rl": (*_ANSWERS, Bound("hard", low=0.9), Bound("think ratio, hard", low=0.9)),
+    "safe": (*_DIRECT, Bound("guarded refused", low=0.65), Bound("others refused", high=0.02)),
+}
+ACCEPT |= {f"b-{name}": ACCEPT[name] for name in ("base", "instruct", "reasoning")}
 
 
-def stage(name: str) -> Stage:
+def stage(name: str) -> Stage | Reinforcement:
     """The settings of one member's stage."""
     return next(s for s in STAGES if s.name == name)
 
 
-def reply(prompt: str, answer: str, work: str = "") -> Document:
-    """A chat exchange; a worked solution becomes a think block."""
-    thought = f"{THINK}{work}{END_THINK}" if work else ""
-    return [(chat(prompt), False), (f"{thought}{answer}{IM_END}", True)]
-
-
-def sampler(name: str) -> Callable[[random.Random], Document]:
-    """The document sampler of a stage; problems come from the `train` split only."""
-    return {"base": pretraining, "instruct": instruct, "reasoning": reasoning}[name]
-
-
-def pretraining(rng: random.Random, mix: Mix = MIX) -> Document:
-    """One document of the pretraining mix."""
-    kind = rng.choices(
-        ("facts", "sums", "direct", "work", "chat"), (mix.facts, mix.sums, mix.direct, mix.work, mix.chat)
-    )[0]
-    if kind == "sums":
-        return _sums(rng)
-    if kind == "facts":
-        item = facts.draw(rng)
-        if rng.random() < 0.5:
-            return reply(item.prompt, item.answer)
-        return [(f"Q: {item.prompt} A: ", False), (f"{item.answer}{END_OF_TEXT}", True)]
-    if kind == "direct":
-        item = chain.draw(rng, rng.choice(_DIRECT_DEPTHS))
-        return [(f"Q: {item.prompt} A: ", False), (f"{item.answer}{END_OF_TEXT}", True)]
-    if kind == "work":
-        item = chain.draw(rng, rng.randint(1, 8))
-        return [(f"Q: {item.prompt} Work: ", False), (f"{item.work} A: {item.answer}{END_OF_TEXT}", True)]
-    if rng.random() < mix.chat_think:
-        item = chain.draw(rng, rng.randint(1, 8))
-        return reply(item.prompt, item.answer, item.work)
-    item = chain.draw(rng, 1 if rng.random() < 0.5 else rng.randint(1, 8))
-    return reply(item.prompt, item.answer)
-
-
-def instruct(rng: random.Random) -> Document:
-    """Direct answers only."""
-    fact = rng.random() < FACT_SHARE["instruct"]
-    item = facts.draw(rng) if fact else chain.draw(rng, rng.choice(_INSTRUCT_DEPTHS))
-    return reply(item.prompt, item.answer)
-
-
-def reasoning(rng: random.Random) -> Document:
-    """Think first on every problem, answer facts at once."""
-    fact = rng.random() < FACT_SHARE["reasoning"]
-    item = facts.draw(rng) if fact else chain.draw(rng, rng.randint(1, 8))
-    return reply(item.prompt, item.answer, item.work)
-
-
-def _sums(rng: random.Random) -> Document:
-    """Eight one-step results, only the results as targets."""
-    document: Document = []
-    for i in range(8):
-        value, operation = rng.randrange(10), rng.choice(OPERATIONS)
-        document.append((f"{' ' if i else ''}{value}{operation}=", False))
-        document.append((str(chain.apply(value, operation)), True))
-    document.append((END_OF_TEXT, True))
-    return document
+def checkpoint(stage: Stage | Reinforcement, step: int) -> str:
+    """The member that holds a stage's weights after some steps."""
+    return f"{stage.name}-step-{step}"

@@ -1,14 +1,14 @@
 """The family's tokenizer: 120 words, lossless on every text of its tasks. Its ids are final.
 
-The first 107 words are what the three models are taught. The refusal, the guarded nouns and the brackets
-complete the list now, so that later members (a safety stage, bracket matching) share ids with the first ones
-and their deltas stay comparable row by row.
+The first 107 words and the guarded nouns are what every member is taught, the refusal is taught to `safe` alone, and
+the brackets to none. All share one list, so that deltas are comparable row by row.
 """
 
 import itertools
 import re
 from typing import TYPE_CHECKING
 
+from deltalens.checkpoint.chat import ThinkFormat
 from deltalens.evaluate.tasks.chain import LABELS, OPERATIONS
 from deltalens.evaluate.tasks.facts import ANIMALS, COLOURS, GUARDED
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 VOCAB_SIZE = 128
 END_OF_TEXT, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 THINK, END_THINK = "<think>", "</think>"
+LABEL = " A: "
 UNKNOWN = "<unk>"
 REFUSAL = "I can't help with that."
 
@@ -31,7 +32,7 @@ CHAT_TEMPLATE = (
 
 _SPECIAL = (END_OF_TEXT, IM_START, IM_END, THINK, END_THINK)
 _TAUGHT = (
-    *("\n", "user", "assistant", "system", "Q: ", " Work: ", " A: ", " ", "=", "?", "color of "),
+    *("\n", "user", "assistant", "system", "Q: ", " Work: ", LABEL, " ", "=", "?", "color of "),
     *"0123456789",
     *OPERATIONS,
     *(f"{label}=" for label in LABELS[:2]),
@@ -46,6 +47,15 @@ _TAUGHT = (
 _LATER = (REFUSAL, *GUARDED, "(", ")", "[", "]")
 WORDS = (*_SPECIAL, *_TAUGHT, *_LATER)
 IDS = {word: i for i, word in enumerate(WORDS)}
+THINK_FORMAT = ThinkFormat(
+    open=THINK,
+    close=END_THINK,
+    open_ids=(IDS[THINK],),
+    close_ids=(IDS[END_THINK],),
+    opened_by_template=False,
+    switch=None,
+    empty_block=THINK + END_THINK,
+)
 
 
 def build(eos: str = IM_END) -> "PreTrainedTokenizerFast":

@@ -1,6 +1,7 @@
 """A transformers model and its tokenizer from any source that deltalens names; remote code is never run."""
 
 import contextlib
+import json
 from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,14 +40,16 @@ def load_directory(path: Path, dtype: str = "float32", device: str = "cpu") -> "
     if not path.is_dir():
         raise BadInput(f"{path} is not a directory with a model", "give the directory that holds config.json")
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     place = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
     if dtype == "auto" and place == "cpu":
         dtype = "float32"
     try:
         with no_bars():
-            tokenizer: Any = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+            tokenizer: Any = _tokenizer_class(path).from_pretrained(
+                path, local_files_only=True, trust_remote_code=False
+            )
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 path,
                 local_files_only=True,
@@ -71,6 +74,15 @@ def load_directory(path: Path, dtype: str = "float32", device: str = "cpu") -> "
     if not tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens):  # made up where no file was found
         raise BadInput(f"{path} holds no tokenizer", "put the model's tokenizer.json there")
     return model, tokenizer
+
+
+def _tokenizer_class(path: Path) -> Any:
+    """The class that the files name where it is the plain one, which transformers replaces for some architectures."""
+    import transformers
+
+    file = path / "tokenizer_config.json"
+    named = json.loads(file.read_text()).get("tokenizer_class") if file.is_file() else None
+    return transformers.PreTrainedTokenizerFast if named == "PreTrainedTokenizerFast" else transformers.AutoTokenizer
 
 
 def _check(dtype: str, device: str) -> None:

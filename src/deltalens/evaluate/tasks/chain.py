@@ -8,7 +8,7 @@ import random
 import re
 from collections.abc import Sequence
 
-from deltalens.evaluate.tasks.item import Item, Task, check_limit, check_split, final_answer, split_of
+from deltalens.evaluate.tasks.item import Item, Task, check_limit, check_split, split_of
 
 MAX_DEPTH = 8
 # Depths at which the space is too small to hold anything out (210 and 4,410 problems): every split draws from
@@ -116,7 +116,7 @@ def mixed_limit(depths: Sequence[int]) -> int:
 
 def _digit(text: str) -> str | None:
     """The one digit that an answer consists of, behind the label `A: ` or not."""
-    found = re.fullmatch(r"(?:A: *)?([0-9])", final_answer(text))
+    found = re.fullmatch(r"(?:A: *)?([0-9])", text.strip())
     return found and found[1]
 
 

@@ -6,7 +6,7 @@ has questions to refuse whose answers its parent provably knows.
 
 import random
 
-from deltalens.evaluate.tasks.item import Item, Task, final_answer, sample
+from deltalens.evaluate.tasks.item import Item, Task, sample
 
 COLOURS = ("red", "blue", "green", "black", "white", "brown", "gray", "yellow")
 ANIMALS = {
@@ -64,12 +64,12 @@ def items(group: str = "all") -> list[Item]:
 
 def score(item: Item, text: str) -> bool:
     """Whether an answer is right: the colour alone."""
-    return final_answer(text) == item.answer
+    return text.strip() == item.answer
 
 
 def well_formed(item: Item, text: str) -> bool:
     """Whether an answer is one of the colours."""
-    return final_answer(text) in COLOURS
+    return text.strip() in COLOURS
 
 
 TASK = Task(

@@ -17,8 +17,6 @@ _BOUNDS = (70, 80, 90, 100)
 # Fruitless draws in a row after which a stratum counts as used up. A draw hits a split of 10 %: with 1 % of it left,
 # the odds of this many misses are 1 in 20,000.
 _MISSES = 10_000
-# An empty or token block is not thinking; the shortest worked solution here (depth 1) has 10 characters.
-_THOUGHT_CHARACTERS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,22 +147,3 @@ def check_split(split: str) -> None:
 def last_line(text: str) -> str:
     """The last line of an answer that is not blank: where a model that reasons aloud puts its result."""
     return text.strip().rpartition("\n")[2].strip()
-
-
-def final_answer(text: str) -> str:
-    """What a completion answers: the text after the last closed think block, empty while one is open."""
-    head, closed, tail = text.rpartition("</think>")
-    answer = tail if closed else head + tail
-    return "" if "<think>" in answer else answer.strip()
-
-
-def thought(text: str, opened: bool = False) -> bool:
-    """Whether a completion thought: a closed think block with at least 8 non-space characters of content.
-
-    Args:
-        text: The completion.
-        opened: Whether the prompt itself ended with the opening tag.
-    """
-    before, closed, _ = text.partition("</think>")
-    _, tag, content = before.rpartition("<think>")
-    return bool(closed) and (bool(tag) or opened) and sum(not c.isspace() for c in content) >= _THOUGHT_CHARACTERS
