@@ -1,0 +1,1 @@
+"""Arms beside their controls, and what a claim about them rests on."""
