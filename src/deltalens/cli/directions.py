@@ -239,11 +239,9 @@ def groups(
 
 def rendered(chat: "Chat", items: "Sequence[Item]", mode: str = "free") -> list[list[int]]:
     """Prompts as token ids up to the first free position, rendered as an evaluation renders them."""
-    asked = [
-        [{"role": role, "content": text} for role, text in item.messages] if item.messages else item.prompt
-        for item in items
-    ]
-    return [chat.encode(chat.render(prompt, mode)) for prompt in asked]
+    from deltalens.evaluate.prompts import encoded
+
+    return [encoded(chat, item, mode) for item in items]
 
 
 def say(quiet: bool, text: str) -> None:

@@ -29,8 +29,13 @@ def render(task: Task, chat: Chat, split: str, n: int, seed: int) -> Prompts:
     """n items of a split, rendered in every mode that the format has."""
     items = tuple(task.items(split, n, seed))
     modes = MODES if chat.think is not None else MODES[:1]
-    ids = {mode: [chat.encode(chat.render(_asked(item), mode)) for item in items] for mode in modes}
+    ids = {mode: [encoded(chat, item, mode) for item in items] for mode in modes}
     return Prompts(task, split, items, chat, ids)
+
+
+def encoded(chat: Chat, item: Item, mode: str = "free") -> list[int]:
+    """One item as token ids, up to the first free position."""
+    return chat.encode(chat.render(_asked(item), mode))
 
 
 def _asked(item: Item) -> str | list[dict[str, str]]:

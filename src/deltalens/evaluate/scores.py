@@ -4,6 +4,7 @@ A rate over one completion per item has Wilson's interval, a mean or a rate over
 by item, and paired rates Newcombe's with McNemar's p, corrected over the whole table (docs/measures.md §5).
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean
@@ -121,6 +122,12 @@ def mean(values: Sequence[float], level: float = 0.95) -> Row:
         return {"n": n, "value": fmean(values), "low": None, "high": None, "method": f"mean, n < {CLUSTERS}", "p": None}
     value, low, high = bootstrap(values, list(range(n)), level=level)
     return {"n": n, "value": value, "low": low, "high": high, "method": "bootstrap by item", "p": None}
+
+
+def perplexity(surprisals: Sequence[float], level: float = 0.95) -> Row:
+    """exp of the mean over pieces of a text of their mean nats per token, and of that mean's interval."""
+    score = mean(surprisals, level)
+    return score | {end: None if score[end] is None else math.exp(score[end]) for end in ("value", "low", "high")}
 
 
 def rate_difference(pairs: Sequence[tuple[Sequence[Any], Sequence[Any]]], level: float = 0.95) -> Row:

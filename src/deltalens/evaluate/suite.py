@@ -1,29 +1,25 @@
 """`eval`: several models on several tasks, the same ids for each, as one list of resumable tasks."""
 
-import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from deltalens.checkpoint.chat import MODES
 from deltalens.checkpoint.identity import identity
-from deltalens.errors import BadInput
 from deltalens.evaluate.behaviour import completions, p_skip, p_think
 from deltalens.evaluate.divergence import kl_per_token, surprisals
 from deltalens.evaluate.plan import Plan
 from deltalens.evaluate.prompts import Prompts, render
-from deltalens.evaluate.scores import mean, summarise
+from deltalens.evaluate.scores import perplexity, summarise
 from deltalens.model.generate import Decoding, generate_ids
 from deltalens.store.engine import Progress, run_tasks
 from deltalens.store.engine import Task as Job
-from deltalens.store.experiment import experiment, write_results, write_summary
-from deltalens.store.parts import Part, part_key, read_part
+from deltalens.store.experiment import workspace, write_results, write_summary
+from deltalens.store.parts import Part, finished_part, part_key
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -80,12 +76,12 @@ def evaluate(
         "template": plan.chat.template_hash,
         "command": command,
     }
-    with TemporaryDirectory() as scratch, _parts(Path(scratch), out, record) as parts:
+    with workspace(out, record) as parts:
         jobs = _jobs(plan, identities, parts)
         run_tasks([job for _, job in jobs], parts, progress)
         rows, texts = [], []
         for arm, job in jobs:
-            part = _read(parts, job.key)
+            part = finished_part(parts, job.key)
             rows += part.row.get("rows", [])
             texts += [{"arm": arm, "task": TEXT, **score} for score in part.row.get("text", [])]
         summary = summarise(rows, plan.sources[0]) + texts
@@ -94,17 +90,6 @@ def evaluate(
             write_results(out, "eval", rows)
             write_summary(out, arms, summary)
     return Evaluation(rows, summary)
-
-
-def _parts(scratch: Path, out: Path | None, record: dict[str, Any]) -> AbstractContextManager[Path]:
-    return nullcontext(scratch) if out is None else experiment(out, record)
-
-
-def _read(parts: Path, key: str) -> Part:
-    part = read_part(parts, key)
-    if part is None:
-        raise BadInput(f"a finished part vanished from {parts}", "repeat the command")
-    return part
 
 
 def _jobs(plan: Plan, identities: dict[str, Any], parts: Path) -> list[tuple[str, Job]]:
@@ -165,7 +150,7 @@ def _decoding(plan: Plan, prompts: Prompts) -> Decoding:
 
 def _texts(parts: Path, key: str) -> list[list[int]]:
     """The reference's greedy completions, as its part holds them."""
-    part = _read(parts, key)
+    part = finished_part(parts, key)
     return [row.tolist() for row in np.split(part.arrays["ids"], np.cumsum(part.arrays["lengths"])[:-1])]
 
 
@@ -204,11 +189,9 @@ def _measure(
 
 
 def _text(model: "PreTrainedModel", plan: Plan) -> Part:
-    """Perplexity of the neutral text: exp of the mean over its pieces, and of that mean's interval."""
+    """Perplexity of the neutral text."""
     name, pieces = plan.text
     if not pieces:
         return Part({"text": []}, {})
-    score = mean(surprisals(model, pieces, plan.settings.batch_size))
-    for end in ("value", "low", "high"):
-        score[end] = None if score[end] is None else math.exp(score[end])
+    score = perplexity(surprisals(model, pieces, plan.settings.batch_size))
     return Part({"text": [{"group": name, "metric": "perplexity", **score}]}, {})

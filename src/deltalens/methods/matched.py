@@ -13,6 +13,7 @@ from pathlib import Path
 from deltalens.checkpoint.chat import Chat
 from deltalens.direction.prompts import PLAIN, REASONING
 from deltalens.errors import BadInput
+from deltalens.evaluate.prompts import encoded
 from deltalens.evaluate.tasks import chain, facts, jsonl
 from deltalens.evaluate.tasks.item import Item
 from deltalens.evaluate.tasks.registry import can
@@ -136,8 +137,7 @@ def _rendered(chat: Chat, items: Sequence[Item]) -> _Rendered:
     """Items by their rendered prompt: a prompt that stands twice would count twice."""
     found: _Rendered = {}
     for item in items:
-        asked = [{"role": role, "content": text} for role, text in item.messages] if item.messages else item.prompt
-        found.setdefault(tuple(chat.encode(chat.render(asked))), item)
+        found.setdefault(tuple(encoded(chat, item)), item)
     return found
 
 

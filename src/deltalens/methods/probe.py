@@ -1,10 +1,8 @@
 """`probe`: does a direction fire on one group of prompts and not on the other, layer by layer, in one model or two?"""
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from deltalens.checkpoint.chat import Chat, read_chat
@@ -19,9 +17,9 @@ from deltalens.methods.separation import DRAWS, PERMUTATIONS, Readings, Separati
 from deltalens.statistics import auc
 from deltalens.store.engine import Progress, run_tasks
 from deltalens.store.engine import Task as Job
-from deltalens.store.experiment import experiment, write_summary
+from deltalens.store.experiment import workspace, write_summary
 from deltalens.store.files import write_json, write_table
-from deltalens.store.parts import Part, part_key, read_part
+from deltalens.store.parts import Part, finished_part, part_key
 from deltalens.store.results import TOKENS
 
 VERSION = 1
@@ -194,14 +192,12 @@ def probe(
         "prompts": {"names": list(asked.contrast.names), "matched": asked.contrast.matched, "seen": asked.seen},
         "command": command,
     }
-    with TemporaryDirectory() as scratch, _parts(Path(scratch), out, record) as parts:
+    with workspace(out, record) as parts:
         jobs = [_job(asked, ckpt, identities[ckpt.source]) for ckpt in asked.checkpoints]
         run_tasks(jobs, parts, progress)
         found, tokens = {}, []
         for ckpt, job in zip(asked.checkpoints, jobs, strict=True):
-            part = read_part(parts, job.key)
-            if part is None:
-                raise BadInput(f"a finished part vanished from {parts}", "repeat the command")
+            part = finished_part(parts, job.key)
             found[ckpt.source] = separations(_readings(asked.directions, part), asked.settings.seed)
             tokens += part.row["tokens"]
         probed = Probed(found, verdict(asked, found), summarise(asked, found), tokens)
@@ -211,10 +207,6 @@ def probe(
             write_table(out / "results" / "tokens.parquet", probed.tokens, TOKENS)
             write_json(out / "verdicts.json", {"probe": probed.verdict})
     return probed
-
-
-def _parts(scratch: Path, out: Path | None, record: dict[str, Any]) -> AbstractContextManager[Path]:
-    return nullcontext(scratch) if out is None else experiment(out, record)
 
 
 def _job(asked: Plan, ckpt: Checkpoint, known: dict[str, Any]) -> Job:

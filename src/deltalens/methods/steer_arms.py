@@ -2,7 +2,6 @@
 
 import copy
 import itertools
-import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from deltalens.errors import BadInput, Refused
 from deltalens.evaluate.behaviour import completions, p_skip, p_think
 from deltalens.evaluate.divergence import kl_per_token, surprisals
 from deltalens.evaluate.prompts import Prompts
-from deltalens.evaluate.scores import Row, mean
+from deltalens.evaluate.scores import Row, perplexity
 from deltalens.methods.steer import SHARES, Plan
 from deltalens.model.generate import Decoding, generate_ids
 from deltalens.model.hooks import Intervention, intervene
@@ -199,9 +198,8 @@ def generate(rig: Rig, push: Push | None, texts: list[list[int]] | None) -> Row:
     if pieces:
         try:
             with _applied(rig, pushes, len(pieces)):
-                score = mean(surprisals(rig.model, pieces, size))
+                score = perplexity(surprisals(rig.model, pieces, size))
         except Refused:  # a selector that no token of plain text meets
             return found
-        ends = {end: None if score[end] is None else math.exp(score[end]) for end in ("value", "low", "high")}
-        found["perplexity"] = {"group": name, "metric": "perplexity", **score, **ends}
+        found["perplexity"] = {"group": name, "metric": "perplexity", **score}
     return found

@@ -7,23 +7,20 @@ every arm of the test split without generating, generation along the chosen curv
 import hashlib
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from deltalens.checkpoint.identity import identity
 from deltalens.direction.bank import split_reference
-from deltalens.errors import BadInput
 from deltalens.evaluate.prompts import Prompts
 from deltalens.evaluate.scores import Row, scores, summarise
 from deltalens.methods.steer import Curve, Plan, choose, curves
 from deltalens.methods.steer_arms import Push, Rig, baseline, controls, generate, pushed, rigged, scan
 from deltalens.model.select import parse_selector
 from deltalens.store.engine import Progress, Task, run_tasks
-from deltalens.store.experiment import experiment, write_results, write_summary
-from deltalens.store.parts import Part, part_key, read_part
+from deltalens.store.experiment import workspace, write_results, write_summary
+from deltalens.store.parts import Part, finished_part, part_key
 from deltalens.store.results import RESULTS
 from deltalens.sweep.arms import Arm, breaking_point, broken, effect_minus_largest_control
 
@@ -123,16 +120,12 @@ def steer(
     asks = [[p.task.name, p.ids, [i.answer for i in p.items]] for p in (plan.extract, plan.chosen_on, plan.test)]
     own = part_key({k: v for k, v in record.items() if k != "command"}, asks, sorted(plan.asked.ends))
     load = lru_cache(1)(lambda: rigged(plan, select))
-    with TemporaryDirectory() as scratch, _parts(Path(scratch), out, record) as parts:
+    with workspace(out, record) as parts:
         found = _steer(plan, load, lambda jobs: _done(jobs, own, parts, progress))
         if out is not None:
             write_results(out, "steer", found.rows)
             write_summary(out, found.arms, found.summary)
     return found
-
-
-def _parts(scratch: Path, out: Path | None, record: Row) -> AbstractContextManager[Path]:
-    return nullcontext(scratch) if out is None else experiment(out, record)
 
 
 def _done(jobs: Sequence[_Job], own: str, parts: Path, progress: Callable[[Progress], None] | None) -> list[Row]:
@@ -142,10 +135,7 @@ def _done(jobs: Sequence[_Job], own: str, parts: Path, progress: Callable[[Progr
         key = part_key(own, job.name, [dict(push.arm.edit) for push in job.of])
         tasks.append(Task(job.name, key, 0, float(job.cost), lambda work=job.work: Part(work(), {})))
     run_tasks(tasks, parts, progress)
-    found = [part.row for task in tasks if (part := read_part(parts, task.key)) is not None]
-    if len(found) < len(tasks):
-        raise BadInput(f"a finished part vanished from {parts}", "repeat the command")
-    return found
+    return [finished_part(parts, task.key).row for task in tasks]
 
 
 def _steer(plan: Plan, load: Callable[[], Rig], done: _Done) -> Steered:

@@ -21,7 +21,7 @@ from deltalens.spectrum import passes
 from deltalens.spectrum.matrix import Settings
 from deltalens.store.engine import Progress, run_tasks
 from deltalens.store.files import write_json
-from deltalens.store.parts import Part, part_key, read_part
+from deltalens.store.parts import Part, finished_part, part_key
 from deltalens.store.run import Run, damaged_tables, digests, read_record
 from deltalens.store.schema import NUMERICS_VERSION, SCHEMA
 from deltalens.store.session import check_same_run, discard, essence, writing
@@ -129,13 +129,7 @@ def _whole(name: str, value: Any, most: int) -> int:
 
 
 def _loader(parts: Path, keys: list[str]) -> Callable[[int], Part]:
-    def load(i: int) -> Part:
-        part = read_part(parts, keys[i])
-        if part is None:
-            raise BadInput(f"a finished part vanished from {parts}", "repeat the measure command")
-        return part
-
-    return load
+    return lambda i: finished_part(parts, keys[i])
 
 
 def _settings(

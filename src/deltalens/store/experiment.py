@@ -5,16 +5,17 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from deltalens.checkpoint.atomic import remove_temporaries
-from deltalens.errors import BadInput, Refused
+from deltalens.errors import BadInput, DeltalensError, Refused
 from deltalens.store.files import write_json, write_table
-from deltalens.store.results import ARMS, RESULTS, SUMMARY
-from deltalens.store.session import writing
+from deltalens.store.results import ARMS, RESULTS, SUMMARY, TOKENS
+from deltalens.store.session import discard, writing
 
 RECORD = "experiment.json"
 SCHEMA = 1
@@ -56,6 +57,11 @@ class Experiment:
         return _table(self.path / "results" / f"{step}.parquet", RESULTS)
 
     @property
+    def tokens(self) -> pa.Table:
+        """Rows of a probe's examples, one per token and layer."""
+        return _table(self.path / "results" / "tokens.parquet", TOKENS)
+
+    @property
     def arms(self) -> pa.Table:
         """One row per arm."""
         return _table(self.path / "arms.parquet", ARMS)
@@ -67,8 +73,21 @@ class Experiment:
 
 
 @contextmanager
+def workspace(out: Path | None, record: dict[str, Any]) -> Generator[Path, None, None]:
+    """The directory of an experiment's parts, or a passing one where nothing is to be kept; see `experiment`."""
+    if out is not None:
+        with experiment(out, record) as parts:
+            yield parts
+        return
+    with TemporaryDirectory() as scratch:
+        yield Path(scratch)
+
+
+@contextmanager
 def experiment(out: Path, record: dict[str, Any]) -> Generator[Path, None, None]:
     """Hold an experiment's directory while it is worked on; gives the directory of its parts.
+
+    A mistake that is found before anything was done leaves no directory behind.
 
     Args:
         out: New, empty, or an experiment begun with the same record.
@@ -91,7 +110,12 @@ def experiment(out: Path, record: dict[str, Any]) -> Generator[Path, None, None]
         parts.mkdir(exist_ok=True)
         remove_temporaries(parts)
         remove_temporaries(out)
-        yield parts
+        try:
+            yield parts
+        except DeltalensError:
+            if earlier is None and not any(parts.iterdir()):
+                discard(out)
+            raise
         write_json(out / RECORD, {**record, "status": "complete"})
 
 

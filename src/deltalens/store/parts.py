@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from deltalens.checkpoint.atomic import atomic
+from deltalens.errors import BadInput
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,3 +57,15 @@ def read_part(directory: Path, key: str) -> Part | None:
             return Part(row, {name: file.get_tensor(name) for name in names}) if isinstance(row, dict) and row else None
     except (SafetensorError, OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def finished_part(directory: Path, key: str) -> Part:
+    """The part of a task that has run.
+
+    Raises:
+        BadInput: Somebody has removed or damaged it since.
+    """
+    part = read_part(directory, key)
+    if part is None:
+        raise BadInput(f"a finished part vanished from {directory}", "repeat the command")
+    return part
