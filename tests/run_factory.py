@@ -7,7 +7,7 @@ import numpy as np
 
 from deltalens.store.files import write_json, write_table
 from deltalens.store.run import Run, digests
-from deltalens.store.schema import CONTEXT, HEADS, LEDGER, MATRICES, NULLS, NUMERICS_VERSION, SCHEMA, SPECTRA
+from deltalens.store.schema import CONTEXT, DEADZONE, HEADS, LEDGER, MATRICES, NULLS, NUMERICS_VERSION, SCHEMA, SPECTRA
 
 SHAPES = {"q_proj": 1, "k_proj": 0.5, "v_proj": 0.5, "o_proj": 1, "gate_proj": 3, "up_proj": 3, "down_proj": 3}
 TESTED = {
@@ -72,6 +72,17 @@ def null_lines(row: dict[str, Any], hostile: str | None = None) -> list[dict[str
                 "z": (observed - mean) / spread if spread else None,
             })  # fmt: skip
     return lines
+
+
+def zero_lines(name: str) -> list[dict[str, Any]]:
+    """Lines of deadzone.parquet: eight steps with more zeros than predicted, the first without a fit."""
+    return [
+        {
+            "name": name, "step": 2.0 ** (i - 20), "entries": 1000 * 2**i, "observed": 0.2 + 0.1 * i,
+            "fitted": 0.19 + 0.1 * i if i else None, "predicted": 0.1 + 0.1 * i,
+        }
+        for i in range(8)
+    ]  # fmt: skip
 
 
 def head_lines(layers: int, hostile: str | None = None) -> list[dict[str, Any]]:
@@ -157,6 +168,7 @@ def make_run(
     if full:
         write_table(folder / "nulls.parquet", [line for row in rows[1:8] for line in null_lines(row, hostile)], NULLS)
         write_table(folder / "heads.parquet", head_lines(layers, hostile), HEADS)
+        write_table(folder / "deadzone.parquet", [line for row in rows for line in zero_lines(row["name"])], DEADZONE)
     write_table(folder / "matrices.parquet", rows, MATRICES)
     write_table(folder / "spectra.parquet", spectra, SPECTRA)
     write_table(folder / "ledger.parquet", ledger, LEDGER)

@@ -17,6 +17,7 @@ from deltalens.spectrum.context import ContextSettings, cost, measure_context
 from deltalens.spectrum.edge import seed_of, signs
 from deltalens.spectrum.krylov import top_triplets
 from deltalens.spectrum.masks import expected, masks, overlaps
+from deltalens.spectrum.measure import measure_diff
 from deltalens.store.schema import CONTEXT
 
 NAME = "layers.0.mlp.up_proj"
@@ -91,6 +92,27 @@ def test_every_column_against_a_dense_oracle(tmp_path: Path, m: int, n: int, tra
     assert found["context_k"] == k
     assert found["context_reason"] is None
     json.dumps(found, allow_nan=False)
+
+
+@pytest.mark.parametrize("size", [1e-5, 1e-2])
+def test_float32_products_keep_four_digits(tmp_path: Path, size: float) -> None:
+    rng, k = np.random.default_rng(11), 16
+    base = rng.standard_normal((640, 560)).astype(np.float32)  # no gaps to speak of: the hardest base
+    tuned = (base + size * rng.standard_normal(base.shape)).astype(np.float32)
+    found = measured(row_of(tmp_path, base, tuned), k)
+    delta = tuned.astype(np.float64) - base
+    u, s, vt = np.linalg.svd(base.astype(np.float64), full_matrices=False)
+    norm, inside = np.linalg.norm(delta), u.T @ delta @ vt.T
+    after = np.linalg.svd(tuned.astype(np.float64), compute_uv=False)
+    oracle = {
+        "principal_energy": np.sum(inside[:k, :k] ** 2) / norm**2,
+        "left_energy": np.sum((u[:, :k].T @ delta) ** 2) / norm**2,
+        "right_energy": np.sum((delta @ vt[:k].T) ** 2) / norm**2,
+        "spectral_energy": 640 * np.sum(np.diag(inside) ** 2) / norm**2,
+        "spectral_drift": np.linalg.norm(after - s) / norm,
+    }
+    for name, value in oracle.items():
+        assert found[name] == pytest.approx(value, rel=1e-4), name
 
 
 def test_masks_against_brute_force(tmp_path: Path) -> None:
@@ -237,6 +259,20 @@ def test_what_has_no_context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(context, "HELD_ENTRIES", 50)
     assert "2^27" in measured(row)["context_reason"]
     assert cost(row) == 0
+
+
+def test_a_matrix_without_context_is_said(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    sides = {"base": np.zeros((2, 12, 9)), "tuned": rng.standard_normal((2, 12, 9))}
+    sides["base"][1] = sides["tuned"][1]  # unchanged: nothing to explain
+    for side, values in sides.items():
+        stored = {f"layers.{i}.mlp.up_proj.weight": torch.from_numpy(v).float() for i, v in enumerate(values)}
+        save_file(stored, tmp_path / f"{side}.safetensors")
+    pair = Pair.open(str(tmp_path / "base.safetensors"), str(tmp_path / "tuned.safetensors"))
+    run = measure_diff(pair, tmp_path / "run", context=True, nulls="off")
+    assert "no context for layers.0.mlp.up_proj: the base matrix is zero" in run.record["warnings"]
+    assert not any("layers.1" in text for text in run.record["warnings"])
+    assert [row["context_k"] for row in run.matrices.to_pylist()] == [None, None]
 
 
 def test_deltas_too_small_for_float32_squares(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The dead zone against planted truth: right when conclusive, and never conclusive and wrong on the traps."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from factories import write_checkpoint
 
+import deltalens as dl
 from deltalens.checkpoint.pair import Pair
 from deltalens.spectrum.deadzone import Cells, DeadZone, fit
 from deltalens.spectrum.delta import Delta
@@ -305,10 +307,55 @@ def test_columns_of_a_matrix(tmp_path: Path, dtypes: tuple[str, str], both: bool
     rng = np.random.default_rng(3)
     base = WEIGHT * rng.standard_normal((300, 300))
     pair = pair_of(tmp_path, rounded(base, "BF16"), base + 1e-3 * rng.standard_normal(base.shape), dtypes)
-    row = measure_matrix(pair.rows[0], Settings(both_rounded=both)).row
+    part = measure_matrix(pair.rows[0], Settings(both_rounded=both))
+    row = part.row
+    assert ("zeros" in part.arrays) == asked
     columns = ("deadzone", "deadzone_scale", "deadzone_sparsity", "deadzone_misfit")
     if asked:
         assert row["deadzone"] == "dense"
         assert row["deadzone_scale"] == pytest.approx(1e-3, rel=0.03)
     else:
         assert [row[column] for column in columns] == [None] * 4
+
+
+def test_the_stored_curve_is_the_fitted_one_beside_the_prediction(tmp_path: Path) -> None:
+    rng = np.random.default_rng(4)
+    base = rounded(WEIGHT * rng.standard_normal(SHAPE), "BF16")
+    sparse = 1e-4 * rng.standard_normal(SHAPE) * (rng.random(SHAPE) < 0.3)
+    tuned = rounded(base + sparse, "BF16")
+    run = dl.measure_diff(pair_of(tmp_path, base, tuned), tmp_path / "run", context=False)
+    assert run.deadzone is not None
+    rows = run.deadzone.to_pylist()
+    curve = fit(cells_of(base, tuned), "BF16").curve
+    stored = np.array([[row[key] for key in ("step", "entries", "observed", "fitted")] for row in rows])
+    assert {row["name"] for row in rows} == {"w.weight"}
+    assert np.allclose(stored, curve, rtol=1e-12)
+    entries, observed, predicted = (
+        np.array([row[key] for row in rows]) for key in ("entries", "observed", "predicted")
+    )
+    (matrix,) = run.matrices.to_pylist()
+    assert entries @ predicted / entries.sum() == pytest.approx(matrix["predicted_zero_fraction"], abs=0.01)
+    assert np.all(np.diff(predicted) > 0)  # a coarser step hides more
+    assert observed[0] > 0.6 > 0.1 > predicted[0]  # at the finest step only what never moved is left
+
+
+def test_a_curve_without_a_fit_has_none(tmp_path: Path) -> None:
+    base = rounded(WEIGHT * np.random.default_rng(5).standard_normal((30, 30)), "BF16")
+    run = dl.measure_diff(pair_of(tmp_path, base, 1.01 * base), tmp_path / "run", context=False)
+    assert run.deadzone is not None
+    rows = run.deadzone.to_pylist()
+    assert rows
+    assert all(row["fitted"] is None and row["observed"] <= 1 for row in rows)
+
+
+def test_a_run_of_an_earlier_version_opens_without_its_curve(tmp_path: Path) -> None:
+    base = rounded(WEIGHT * np.random.default_rng(6).standard_normal((30, 30)), "BF16")
+    run = dl.measure_diff(pair_of(tmp_path, base, 1.01 * base), tmp_path / "run", context=False)
+    (run.path / "deadzone.parquet").unlink()
+    record = json.loads((run.path / "run.json").read_text())
+    del record["tables"]["deadzone.parquet"]
+    (run.path / "run.json").write_text(json.dumps(record | {"numerics_version": 1}))
+    assert dl.Run.open(run.path).deadzone is None
+    again = dl.measure_diff(pair_of(tmp_path, base, 1.01 * base), tmp_path / "run", context=False)
+    assert again.deadzone is not None  # measuring again redoes what an earlier version left
+    assert again.record["numerics_version"] > 1

@@ -42,6 +42,7 @@ def tables(run: Path) -> dict[str, object]:
         "matrices": matrices.to_pylist(),
         "ledger": pq.read_table(run / "ledger.parquet").to_pylist(),
         "spectra": (run / "spectra.parquet").read_bytes(),
+        "deadzone": (run / "deadzone.parquet").read_bytes(),
         "directions": (run / "directions.safetensors").read_bytes(),
     }
 

@@ -8,6 +8,7 @@ from deltalens.spectrum.noise import (
     binade_index,
     denoised_effective_rank,
     floor_edge,
+    gaussian_scale,
     grid_steps,
     noise_model,
     noise_sigma,
@@ -45,6 +46,12 @@ def test_rounding_variance_is_what_rounding_does(dtype: str) -> None:
     assert rounding_variance(binades(stored), dtype) == pytest.approx(observed, rel=0.02)
 
 
+def predicted_of(base: torch.Tensor, delta: torch.Tensor, dtype: str) -> float:
+    scale = gaussian_scale(binades(base), dtype, float((delta.double() ** 2).mean()))
+    assert scale is not None
+    return predicted_zero_fraction(binades(base), dtype, scale)
+
+
 @pytest.mark.parametrize("dtype", TORCH)
 @pytest.mark.parametrize("scale", [2e-6, 1e-5, 1e-4, 1e-3])
 def test_predicted_zeros_of_a_dense_update(dtype: str, scale: float) -> None:
@@ -52,7 +59,7 @@ def test_predicted_zeros_of_a_dense_update(dtype: str, scale: float) -> None:
     base = (torch.randn(600_000, generator=generator) * 0.02).to(TORCH[dtype])
     tuned = (base.double() + scale * torch.randn(600_000, generator=generator, dtype=torch.float64)).to(TORCH[dtype])
     delta = tuned.float() - base.float()
-    predicted = predicted_zero_fraction(binades(base), dtype, float((delta.double() ** 2).mean()))
+    predicted = predicted_of(base, delta, dtype)
     assert predicted == pytest.approx(float((delta == 0).double().mean()), abs=0.02)
 
 
@@ -61,13 +68,12 @@ def test_a_sparse_update_is_sparser_than_predicted() -> None:
     base = (torch.randn(300_000, generator=generator) * 0.02).bfloat16()
     update = 1e-3 * torch.randn(300_000, generator=generator) * (torch.rand(300_000, generator=generator) < 0.1)
     delta = (base.float() + update).bfloat16().float() - base.float()
-    predicted = predicted_zero_fraction(binades(base), "BF16", float((delta.double() ** 2).mean()))
-    assert predicted is not None
+    predicted = predicted_of(base, delta, "BF16")
     assert float((delta == 0).double().mean()) - predicted > 0.5
 
 
 def test_no_change_predicts_all_zeros() -> None:
-    assert predicted_zero_fraction(binades(torch.ones(10)), "BF16", 0.0) == 1.0
+    assert predicted_of(torch.ones(10), torch.zeros(10), "BF16") == 1.0
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,13 @@ def test_embedded_numbers_are_the_stored_ones(tmp_path: Path) -> None:
             assert values == [row["left_rotation"] / row["left_rotation_null"] for row in cells]
         elif not key.endswith("_ratio") or key == "participation_ratio":
             assert values == [row[key] for row in cells], key
+    assert run.deadzone is not None
+    steps = ("step", "entries", "observed", "predicted", "fitted")
+    for row, lines in zip(stored, shown["binades"], strict=True):
+        held = [r for r in run.deadzone.to_pylist() if r["name"] == row["name"]]
+        assert len(lines) == 8
+        for line, r in zip(lines, held, strict=True):
+            assert line == [None if r[key] is None else pytest.approx(r[key], rel=1e-3) for key in steps]
     for row, edges, drawn, zeros in zip(stored, shown["edges"], shown["spectra"], shown["zeros"], strict=True):
         sigma = run.spectrum(row["name"])
         index = np.array(data["indices"][str(len(sigma))])
@@ -142,19 +149,20 @@ def test_context_nulls_and_heads_are_shown(tmp_path: Path) -> None:
     for said in ("every null", "no spread", "medians by kind", "QK product", "no row may be ranked", "permuted within"):
         assert said in page.text or said in json.dumps(page.data)
     ids = {value for _, key, value in page.attributes if key == "id"}
-    assert {"zeros-plot", "context-plot", "forest", "heads-0", "heads-1"} <= ids
+    assert {"zeros-plot", "binades", "context-plot", "forest", "heads-0", "heads-1"} <= ids
     assert not re.search(r"\b(nan|None|inf|undefined)\b", shown_text(page))
 
 
 def test_absent_tables_say_how_to_get_them(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
-    assert run.nulls is None and run.heads is None
+    assert run.nulls is None and run.heads is None and run.deadzone is None  # as an earlier version left it
     page = Page(build_page([run]))
     for command in ("--out RUN --context on", "--out RUN --nulls default"):
         assert f"deltalens measure BASE TUNED {command}" in page.text
     assert "no attention heads were found" in page.text
+    assert "was measured by an earlier version, without its zeros by step" in page.text
     ids = {value for _, key, value in page.attributes if key == "id"}
-    assert not {"context-plot", "forest", "heads-0"} & ids and page.data["runs"][0]["ratios"] is None
+    assert not {"binades", "context-plot", "forest", "heads-0"} & ids and page.data["runs"][0]["ratios"] is None
     assert not {"context", "masks (secondary)"} & {metric["of"] for metric in page.data["metrics"]}
 
 
@@ -377,7 +385,7 @@ def test_chromium_draws_the_page(tmp_path: Path, place: str) -> None:
     assert "<title>pwned" not in done.stdout
     dom = Page(done.stdout)
     assert "img" not in dom.tags and not any(key.startswith("on") for _, key, _ in dom.attributes)
-    figures = ("spectrum", "depth-rank", "depth-energy", "zeros-plot", "context-plot", "forest")
+    figures = ("spectrum", "depth-rank", "depth-energy", "zeros-plot", "binades", "context-plot", "forest")
     for figure in (*figures, "heat-0", "heat-1", "heads-0", "heads-1"):
         drawn = done.stdout.split(f'id="{figure}"')[1][:20000]
         assert "main-svg" in drawn, f"{figure} was not drawn"

@@ -13,6 +13,7 @@ from deltalens.report.headline import Finding, findings, paired_ranks, principal
 from deltalens.report.heads import choices, slices
 from deltalens.report.nulls import forest, outcomes
 from deltalens.report.view import View, matched, read_views
+from deltalens.report.words import number
 
 BASE = ("family:base", "family:instruct")
 
@@ -89,6 +90,8 @@ def test_on_or_off_the_principals(tmp_path: Path, energy: float, title: str) -> 
     found = principal(view.rows)
     assert text.startswith(title) and found is not None and found[0] == pytest.approx(energy)
     assert "Gaussian in 7 of 7 and permuted within binades in 7 of 7 matrices tested" in text
+    ratios = sorted(row["principal_energy_ratio"] for row in view.rows)
+    assert f"in the median matrix {number(ratios[len(ratios) // 2], 2)} ×" in text
 
 
 def test_at_chance_is_said_so(tmp_path: Path) -> None:

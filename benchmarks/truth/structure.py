@@ -9,13 +9,18 @@ import torch
 from safetensors.torch import save_file
 
 from deltalens.checkpoint.pair import Pair, Row
-from deltalens.spectrum.context import ContextSettings, measure_context
+from deltalens.spectrum.basis import Basis, decompose, products, turned
+from deltalens.spectrum.context import ContextSettings, long, measure_context
+from deltalens.spectrum.context import frame as tuned_frame
+from deltalens.spectrum.draw import Draw, noise
 from deltalens.spectrum.nulls import NullSettings, measure_nulls, survives
+from deltalens.spectrum.rounding import to_grid
 from deltalens.statistics import drawn_p, wilson
 from truth.planted import WEIGHT, frame, generator, rate, target
 from truth.svg import Series, chart
 
 M, N, K = 128, 192, 16
+DRAWS = 20
 LEVEL = 0.05
 STORE = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 NAME = "model.layers.0.mlp.down_proj.weight"
@@ -117,7 +122,41 @@ def run_structure(quick: bool) -> dict:
                     "scaling": context["scaling"],
                 }
             )
-    return {"passes": passes, "found": found}
+    return {"passes": passes, "found": found, "tails": run_tails(quick)}
+
+
+TAILS = [0.05, 0.01, 0.0015]
+"""Levels of the test of tails; the last is about what Holm asks of the smallest p among all statistics of a matrix."""
+
+
+def run_tails(quick: bool) -> list[dict]:
+    """P-values of rotations and angles that are themselves draws, with z of the value and with z of its logarithm."""
+    found = []
+    for dtype, size in [("BF16", 2e-3), ("BF16", 3e-2), ("F32", 1e-2)][: 1 if quick else 3]:
+        rng = generator("tails", dtype, size)
+        trials = 4 if quick else 250
+        p = {name: [] for name in ("value", "logarithm")}
+        for _ in range(trials):
+            base = to_grid(base_matrix(rng).astype(np.float32), dtype)
+            basis = decompose(long(base), K)
+            scale = size * np.linalg.norm(base) / np.sqrt(base.size)
+            seen = np.array([_turns(basis, base, noise("gaussian", rng, base), dtype, scale) for _ in range(DRAWS + 1)])
+            for name, x in (("value", seen), ("logarithm", np.log(seen))):
+                z = (x[0] - x[1:].mean(axis=0)) / x[1:].std(axis=0, ddof=1)
+                p[name] += [drawn_p(float(one), DRAWS) for one in z]
+        rejected = {name: [sum(v <= level for v in values) for level in TAILS] for name, values in p.items()}
+        found.append({"dtype": dtype, "size": size, "trials": trials, "tests": len(p["value"]), "rejected": rejected})
+    return found
+
+
+def _turns(basis: Basis, base: np.ndarray, unit: np.ndarray, dtype: str, scale: float) -> list[float]:
+    """Rotation and largest sine of both sides under one rounded draw."""
+    draw = Draw(base, unit, dtype)
+    draw.at(scale)
+    x = long(draw.delta)
+    after = tuned_frame(basis, x, products(basis, x))[1]
+    assert after is not None
+    return [v for a, b in zip((basis.long_k, basis.short_k), after, strict=True) for v in turned(a, b)]
 
 
 CONTEXT_NULLS = {
@@ -237,6 +276,23 @@ def show_structure(data: dict) -> tuple[str, dict[str, str]]:
         kept = sum(name in p["survivors"] for p in passes)
         lines.append(f"| {name} | " + " | ".join(cells) + f" | {kept} of {len(passes)} |")
     lines += [
+        "",
+        "Rotations and angles are skewed to the right, so a normal reading rejects too often in the far tail. Would z",
+        "of the logarithm do better? Below, rotation and sine of the largest angle of both sides, of i.i.d. draws held",
+        f"against {DRAWS} more of the same kind: share rejected with z of the value, then with z of the logarithm.",
+        "",
+        "| deltas | tests | " + " | ".join(f"p ≤ {level:g}" for level in TAILS) + " |",
+        "|---|---|" + "---|" * len(TAILS),
+    ]
+    for t in data["tails"]:
+        pairs = zip(t["rejected"]["value"], t["rejected"]["logarithm"], strict=True)
+        cells = [f"{100 * a / t['tests']:.2f} %, {100 * b / t['tests']:.2f} %" for a, b in pairs]
+        lines.append(f"| {t['dtype']}, r = {t['size']:g} | {t['tests']} | " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        "The logarithm comes nearer to the nominal share in the far tail. What a reader sees, the share that",
+        "*survives* above, is within 5 % without it, and z of the value is what the stored mean and sd give back: z",
+        "stays as it is.",
         "",
         "Context numbers of the same deltas against their closed-form nulls: mean ± standard error.",
         "",

@@ -120,6 +120,15 @@ def spectra(run: Run, rows: Sequence[Row], points: int) -> list[list[float] | No
     return drawn
 
 
+def binades(view: View, rows: Sequence[Row]) -> list[list[list[float | int | None]]]:
+    """Per row, its zeros by step: the step, its entries, and their zero share observed, predicted and fitted."""
+    lines: dict[str, list[list[float | int | None]]] = {}
+    for row in view.zeros or []:
+        shares = [_short(row[key]) for key in ("observed", "predicted", "fitted")]
+        lines.setdefault(row["stored_name"], []).append([row["step"], row["entries"], *shares])
+    return [lines.get(row["stored_name"], []) for row in rows]
+
+
 def edges(row: Row) -> list[float | None]:
     """Floor, bulk edge, and for reference the Marchenko–Pastur edge of i.i.d. entries of this ‖Δ‖."""
     m, n = row["rows"], row["cols"]
@@ -185,6 +194,7 @@ def _run(
         "spikes": [row["spikes"] for row in kept],
         "facts": [facts(row) for row in kept],
         "zeros": zeros,
+        "binades": binades(view, kept),
         "ratios": ratios if has_context(kept) else None,
         "depth": depth(view.rows),
         "forest": forest(view.nulls),

@@ -62,7 +62,11 @@ _NOISE = _group(
     ("spikes", "spikes", "number of σ above both the rounding floor and the bulk edge"),
     ("above_floor", "above the floor", "number of σ > floor edge: detectable, which is not low-rank"),
     ("floor_edge", "floor edge", "(1 + 1.5·q^(−2/3))·noise σ·(√rows + √cols), q = min(rows, cols)"),
-    ("bulk_edge", "bulk edge", "(1 + 1.5/√q)·σ₁ of the change less its spikes, under seeded random signs"),
+    (
+        "bulk_edge",
+        "bulk edge",
+        "(1 + c/√q)·σ₁ of the change less its spikes, signs at random: c = 1.1, three draws; above q = 512 1.5, one",
+    ),
     ("noise_sigma", "noise σ", "√mean(ulp(w)²/12), ulp = spacing of the stored format at w"),
     ("snr", "signal to noise", "max(0, ‖Δ‖² − mn·noise σ²)/(mn·noise σ²)"),
 )

@@ -169,7 +169,8 @@ def _principal(subject: View, beside: Sequence[View]) -> Finding | None:
     top = f"top {ks.pop()}" if len(ks) == 1 else "top"
     text = (
         f"{subject.label}: the base's {top} left and right directions hold {percent(held)} of ‖Δ‖²; "
-        f"a change without structure puts {percent(chance)} there ({number(ratio, 2)} ×)"
+        f"a change without structure puts {percent(chance)} there ({number(ratio, 2)} ×, in the median matrix "
+        f"{number(context.middle(subject.rows, 'principal_energy_ratio'), 2)} ×)"
     )
     others = [(view.label, pair[0] / pair[1]) for view in beside if (pair := principal(view.rows)) is not None]
     if others:

@@ -23,7 +23,9 @@ from deltalens.store.run import Run
 
 TEMPLATES = Path(__file__).parent / "templates"
 
-SCRIPTS = tuple(f"{part}.js" for part in ("core", "maps", "spectrum", "curves", "points", "forest", "heads", "main"))
+SCRIPTS = tuple(
+    f"{part}.js" for part in ("core", "maps", "spectrum", "curves", "points", "binades", "forest", "heads", "main")
+)
 """The parts of the page's one script, in order."""
 
 RUNS = 6
@@ -88,6 +90,7 @@ def build_page(runs: Sequence[Run]) -> str:
         nulls=nulls_of(against),
         tested=_tested(against),
         zeros=any(row["zero_gap"] is not None for view in views for row in view.rows),
+        binades=any(view.zeros for view in views),
         heads=any(view.heads for view in views),
         card=card.table(views),
         measures=card.MEASURES,

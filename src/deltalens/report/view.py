@@ -56,6 +56,7 @@ class View:
         ledger: Its tensors.
         nulls: Rows of nulls.parquet, None where no null ensemble ran.
         heads: Rows of heads.parquet, None where there is none.
+        zeros: Rows of deadzone.parquet, None where an earlier version stored none.
         record: `run.json`.
         summary: Counts and medians.
         leading: What the leading spikes hold, None where none were counted.
@@ -73,6 +74,7 @@ class View:
     ledger: list[dict[str, Any]]
     nulls: list[dict[str, Any]] | None
     heads: list[dict[str, Any]] | None
+    zeros: list[dict[str, Any]] | None
     record: dict[str, Any]
     summary: Summary
     leading: Leading | None
@@ -117,7 +119,10 @@ def leading(run: Run, rows: Sequence[Row]) -> Leading | None:
 def _view(run: Run, label: str) -> View:
     rows = [_derive(_clean(row)) for row in run.matrices.to_pylist()]
     ledger = run.ledger.to_pylist()
-    nulls, heads = (None if t is None else [_clean(r) for r in t.to_pylist()] for t in (run.nulls, run.heads))
+    nulls, heads, zeros = (
+        None if table is None else [_clean(row) for row in table.to_pylist()]
+        for table in (run.nulls, run.heads, run.deadzone)
+    )
     record = run.record
     try:
         sources = [printable(record["pair"][side]["source"]) for side in ("base", "tuned")]
@@ -140,6 +145,7 @@ def _view(run: Run, label: str) -> View:
         ledger=ledger,
         nulls=nulls,
         heads=heads,
+        zeros=zeros,
         record=record,
         summary=counted,
         leading=leading(run, rows),

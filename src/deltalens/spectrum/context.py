@@ -29,6 +29,7 @@ from deltalens.spectrum.basis import (
     turned,
 )
 from deltalens.spectrum.delta import Delta
+from deltalens.spectrum.draw import chunks
 from deltalens.spectrum.edge import lanczos_top, seed_of, signs
 from deltalens.spectrum.gram import ZERO, long_vectors, short_vectors, singular_values, tridiagonalise
 from deltalens.spectrum.krylov import SPARE, STEPS, top_triplets
@@ -105,7 +106,7 @@ def measure_context(row: Row, settings: ContextSettings, target_norm: float | No
     both, on_long, on_short = energies(basis, made, norm_sq)
     sigma, after = frame(basis, x, made)
     own = made.own
-    largest = lanczos_top(lambda v: (own @ v).astype(np.float32), len(own), 0)  # any start will do
+    largest = lanczos_top(lambda v: own @ v, len(own), 0)  # any start will do
     changed = delta != 0
     held = masks(base, basis)
     found: dict[str, Any] = {
@@ -162,7 +163,8 @@ def sides_of(row: Row) -> tuple[str, str]:
 
 def square(w: Float32[np.ndarray, "r c"]) -> float:
     """‖w‖² in float64."""
-    return float(sum(np.sum(slab.astype(np.float64) ** 2) for slab in slabs(w)))
+    flat = (w[rows].ravel().astype(np.float64) for rows in chunks(w))
+    return float(sum(part @ part for part in flat))
 
 
 def frame(

@@ -28,6 +28,8 @@ from deltalens.spectrum.gram import (
 from deltalens.spectrum.noise import (
     denoised_effective_rank,
     floor_edge,
+    gaussian_scale,
+    lost_share,
     noise_model,
     noise_sigma,
     predicted_zero_fraction,
@@ -69,8 +71,9 @@ def measure_matrix(row: Row, settings: Settings, target_norm: float | None = Non
         target_norm: Scale Δ to this norm and round W_tuned again first; None leaves it as it is.
 
     Returns:
-        A part whose row holds the columns of `matrices.parquet` and whose arrays are the complete `sigma` (float64)
-        and the kept `left` and `right` vectors as rows (float32); a refused tensor has neither.
+        A part whose row holds the columns of `matrices.parquet` and whose arrays are the complete `sigma` (float64),
+        the kept `left` and `right` vectors as rows (float32) and, where the dead zone is asked for, `zeros`, lines of
+        (step, entries, zero share observed, fitted, predicted); a refused tensor has none.
     """
     assert row.base is not None and row.tuned is not None
     began = perf_counter()
@@ -91,7 +94,10 @@ def measure_matrix(row: Row, settings: Settings, target_norm: float | None = Non
     above = int(np.count_nonzero(sigma > max(floor, zero)))
     spikes = find_spikes(delta, form, sigma, floor, seed_of(row.name.name, settings.seed))
     energy = float(sigma @ sigma)
-    same_grid = row.base.dtype == row.tuned.dtype and sixteen_bit(row.tuned.dtype)
+    on_grid = model == "tuned_rounded" and row.base.dtype == row.tuned.dtype and sixteen_bit(row.tuned.dtype)
+    gaussian = gaussian_scale(sums.binades_base, row.base.dtype, sums.delta_sq / (m * n)) if on_grid else None
+    # A rescaled delta has other zeros than rounding its update would leave.
+    zeros = deadzone.fit(sums.cells, row.tuned.dtype) if on_grid and delta.scale is None else deadzone.NOT_ASKED
     numbers: dict[str, Any] = {
         **_norms(sums),
         "zero_fraction": sums.zeros / (m * n),
@@ -110,12 +116,17 @@ def measure_matrix(row: Row, settings: Settings, target_norm: float | None = Non
         "spikes_capped": spikes.capped,
         "spike_energy": float(sigma[: spikes.count] @ sigma[: spikes.count]) / energy if energy else 0.0,
         "denoised_effective_rank": denoised_effective_rank(sigma, above, noise, m, n),
-        "predicted_zero_fraction": predicted_zero_fraction(sums.binades_base, row.base.dtype, sums.delta_sq / (m * n))
-        if model == "tuned_rounded" and same_grid
-        else None,
-        **_zeros(sums, delta, model == "tuned_rounded" and same_grid),
+        "predicted_zero_fraction": None
+        if gaussian is None
+        else predicted_zero_fraction(sums.binades_base, row.base.dtype, gaussian),
+        "deadzone": zeros.verdict,
+        "deadzone_scale": zeros.scale,
+        "deadzone_sparsity": zeros.sparsity,
+        "deadzone_misfit": zeros.misfit,
     }
     arrays, proof = _vectors(delta, form, sigma, settings.top)
+    if gaussian is not None and len(zeros.curve):
+        arrays["zeros"] = np.column_stack([zeros.curve, lost_share(zeros.curve[:, 0], gaussian)])
     return Part(
         {
             "status": "measured",
@@ -172,19 +183,6 @@ def _norms(sums: Sums) -> dict[str, float | None]:
         "norm_delta": sums.delta_sq**0.5,
         "relative_change": sums.delta_sq**0.5 / base if base else None,
         "cosine": min(1.0, max(-1.0, sums.product / (base * tuned))) if base and tuned else None,
-    }
-
-
-def _zeros(sums: Sums, delta: Delta, one_grid: bool) -> dict[str, Any]:
-    """The dead-zone columns; a rescaled delta has other zeros than rounding its update would leave."""
-    assert delta.row.tuned is not None
-    asked = one_grid and delta.scale is None
-    found = deadzone.fit(sums.cells, delta.row.tuned.dtype) if asked else deadzone.NOT_ASKED
-    return {
-        "deadzone": found.verdict,
-        "deadzone_scale": found.scale,
-        "deadzone_sparsity": found.sparsity,
-        "deadzone_misfit": found.misfit,
     }
 
 

@@ -91,12 +91,27 @@ def denoised_effective_rank(sigma: Float64[np.ndarray, " q"], above: int, noise:
     return entropy_rank(shrink(sigma[:above], noise, m, n)) if above else None
 
 
-def predicted_zero_fraction(base: Int64[np.ndarray, " binades"], dtype: str, mean_square: float) -> float | None:
-    """The share of exact zeros that a dense Gaussian update of the observed size would leave after rounding.
+def predicted_zero_fraction(base: Int64[np.ndarray, " binades"], dtype: str, scale: float) -> float:
+    """The share of exact zeros that a dense Gaussian update of this scale leaves after rounding (docs/measures.md §2).
 
-    Solves Σ_b N_b·E[round_{u_b}(s·z)²]/N = mean(Δ²) for the update's scale s, z ~ N(0, 1), then averages
-    erf(u_b/(2√2·s)) over the binades of the base (docs/measures.md §2; weight on the grid, so only updates under half a
-    step vanish). None for a pair whose update is so large that no scale solves it within float range.
+    Args:
+        base: Entries of W_base per binade.
+        dtype: The 16-bit dtype that both sides share.
+        scale: Its standard deviation, from `gaussian_scale`.
+    """
+    return float(base @ lost_share(grid_steps(dtype), scale) / base.sum())
+
+
+def lost_share(steps: Float64[np.ndarray, " b"], scale: float) -> Float64[np.ndarray, " b"]:
+    """P(|s·z| < u/2) for each step u: only updates under half a step vanish, for a weight on the grid."""
+    return erf(steps / (2 * np.sqrt(2) * scale)) if scale > 0 else np.ones(len(steps))
+
+
+def gaussian_scale(base: Int64[np.ndarray, " binades"], dtype: str, mean_square: float) -> float | None:
+    """The standard deviation s of the dense Gaussian update that has the observed size after rounding.
+
+    Solves Σ_b N_b·E[round_{u_b}(s·z)²]/N = mean(Δ²), z ~ N(0, 1). None for a pair whose update is so large that
+    no scale solves it within float range.
 
     Args:
         base: Entries of W_base per binade.
@@ -104,7 +119,7 @@ def predicted_zero_fraction(base: Int64[np.ndarray, " binades"], dtype: str, mea
         mean_square: mean(Δ²) as observed.
     """
     if mean_square == 0:
-        return 1.0
+        return 0.0
     steps = grid_steps(dtype)[base > 0]
     weights = base[base > 0] / base.sum()
 
@@ -116,8 +131,7 @@ def predicted_zero_fraction(base: Int64[np.ndarray, " binades"], dtype: str, mea
     low = 0.5 * np.log(mean_square) - 20
     if excess(low) > 0 or excess(high) < 0:
         return None
-    scale = np.exp(brentq(excess, low, high, xtol=1e-10))
-    return float(weights @ erf(steps / (2 * np.sqrt(2) * scale)))
+    return float(np.exp(brentq(excess, low, high, xtol=1e-10)))
 
 
 def _rounded_square(s: float, steps: Float64[np.ndarray, " b"]) -> Float64[np.ndarray, " b"]:

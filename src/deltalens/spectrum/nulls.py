@@ -27,7 +27,7 @@ from deltalens.spectrum.basis import (
     spectral_energy,
     turned,
 )
-from deltalens.spectrum.context import frame, long, matched, sides_of, unusable
+from deltalens.spectrum.context import frame, long, matched, sides_of, square, unusable
 from deltalens.spectrum.draw import NULLS, Draw, binade_groups, calibrated, noise, permuted
 from deltalens.spectrum.edge import seed_of
 from deltalens.spectrum.krylov import SPARE, top_triplets
@@ -167,7 +167,7 @@ def measure_nulls(row: Row, settings: NullSettings, target_norm: float | None = 
     observed = _statistics(basis, held, delta, names)
     if min(np.count_nonzero(delta), np.count_nonzero(delta == 0)) < FEW:
         observed = {name: value for name, value in observed.items() if not name.startswith("mask_")}
-    norm = sqrt(float(np.sum(delta.astype(np.float64) ** 2)))
+    norm = sqrt(square(delta))
     share = 1 - np.count_nonzero(delta) / delta.size
     targets = {"norm": norm}
     if settings.mode == "full" and sixteen_bit(row.tuned.dtype) and ZERO_SHARES[0] <= share <= ZERO_SHARES[1]:
@@ -220,7 +220,7 @@ def _statistics(
     """Every statistic of one delta, NaN where it is undefined; the delta lies as the base is stored."""
     x = long(delta)
     made = products(basis, x)
-    norm_sq = float(np.trace(made.own))
+    norm_sq = float(np.trace(made.own, dtype=np.float64))
     changed = delta != 0
     if norm_sq == 0:
         return {"zero_fraction": 1.0}
@@ -251,7 +251,7 @@ def _statistics(
 def _leading(made: Products) -> tuple[float, float]:
     """Σ of the 16 largest σ² of the delta, and σ₁."""
     scale = float(made.own.diagonal().max())  # σ² of a tiny delta would underflow in float32
-    squares = top_triplets((made.own / scale).astype(np.float32), min(16, len(made.own)))[1]
+    squares = top_triplets(made.own / np.float32(scale), min(16, len(made.own)))[1]
     return float(squares.sum()) * scale, sqrt(float(squares[0]) * scale)
 
 

@@ -22,7 +22,7 @@ SMALL = 2e9
 loaded machine ten times longer (measured). It depends on shapes alone, so results do not depend on the load."""
 
 CONTEXT_LIMIT = 3_000_000_000
-"""Measured parameters up to which context is on by itself: it costs about twice the delta pass."""
+"""Measured parameters up to which context is on by itself: it costs two to three times the delta pass."""
 
 _NO_PARTNER = "the RUN whose size is matched has no such matrix"
 

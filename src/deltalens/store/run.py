@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Float
 
 from deltalens.errors import BadInput, Refused
-from deltalens.store.schema import HEADS, LEDGER, MATRICES, NULLS, SCHEMA, SPECTRA
+from deltalens.store.schema import DEADZONE, HEADS, LEDGER, MATRICES, NULLS, SCHEMA, SPECTRA
 
 REBUILD = "repeat the measure command; it rebuilds the tables from their parts"
 
@@ -74,6 +74,14 @@ class Run:
     def ledger(self) -> pa.Table:
         """One row per tensor of either side, with its share of the squared delta norm."""
         return _table(self.path / "ledger.parquet", LEDGER)
+
+    @property
+    def deadzone(self) -> pa.Table | None:
+        """One row per matrix and step of the storage grid, empty where both sides share none of 16 bits.
+
+        None for a RUN of an earlier version, which stored no curve.
+        """
+        return self._optional("deadzone.parquet", DEADZONE)
 
     @property
     def nulls(self) -> pa.Table | None:

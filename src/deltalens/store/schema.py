@@ -5,7 +5,7 @@ import pyarrow as pa
 SCHEMA = 1
 """Layout of a RUN; a reader refuses what it does not know."""
 
-NUMERICS_VERSION = 1
+NUMERICS_VERSION = 2
 """Raised whenever a number could change for the same input; stored parts of another version are redone."""
 
 _IDENTITY = [
@@ -80,6 +80,18 @@ LEDGER = pa.schema(
 
 SPECTRA = pa.schema([("name", pa.string()), ("sigma", pa.list_(pa.float64()))])
 """The complete singular values of each delta, descending."""
+
+DEADZONE = pa.schema(
+    [
+        ("name", pa.string()),
+        ("step", pa.float64()),
+        ("entries", pa.int64()),
+        ("observed", pa.float64()),
+        ("fitted", pa.float64()),
+        ("predicted", pa.float64()),
+    ]
+)
+"""One row per matrix and step of the storage grid: shares of entries with Δ = 0, finest step first."""
 
 NULLS = pa.schema(
     [

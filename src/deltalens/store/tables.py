@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from math import isnan
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -12,7 +13,7 @@ from deltalens.checkpoint.pair import Pair, Row
 from deltalens.checkpoint.write import write_safetensors
 from deltalens.store.files import write_table
 from deltalens.store.parts import Part
-from deltalens.store.schema import COUNTED, HEADS, LEDGER, MATRICES, NULLS, SCHEMA, SPECTRA
+from deltalens.store.schema import COUNTED, DEADZONE, HEADS, LEDGER, MATRICES, NULLS, SCHEMA, SPECTRA
 
 FAR = 0.5
 """Median relative change from which a pair is doubted; a choice of ours, ten times what the embedded family moves."""
@@ -21,7 +22,7 @@ LOW_COSINE = 0.9
 """cos = .9 belongs to a relative change of .5 at equal norms; unrelated models have cos near 0."""
 
 TABLES = (
-    *("matrices.parquet", "ledger.parquet", "spectra.parquet", "directions.safetensors"),
+    *("matrices.parquet", "ledger.parquet", "spectra.parquet", "deadzone.parquet", "directions.safetensors"),
     *("nulls.parquet", "heads.parquet"),  # where their passes ran
 )
 
@@ -43,7 +44,8 @@ def write_tables(
     """
     load = loaders["delta"]
     context = iter(loaders["context"](i).row for i in range(counts["context"])) if "context" in loaders else None
-    matrices, spectra, ledger = [], [], []
+    matrices, spectra, zeros, ledger = [], [], [], []
+    without: dict[str, list[str]] = {}
     bank: list[tuple[str, str, tuple[int, ...]]] = []
     owner: dict[str, tuple[int, str]] = {}
     base_sq = 0.0
@@ -51,12 +53,17 @@ def write_tables(
         part = load(i)
         ledger.append(_ledger_row(row, part.row))
         if row.status == "measured":
-            matrices.append(_matrix_row(row, part.row | (next(context) if context else {})))
+            against = next(context) if context else {}
+            matrices.append(_matrix_row(row, part.row | against))
+            if against.get("context_reason") and part.row.get("norm_delta"):  # a zero delta speaks for itself
+                without.setdefault(against["context_reason"], []).append(row.name.name)
             base_sq += (part.row.get("norm_base") or 0.0) ** 2
         else:
             base_sq += part.row.get("norm_base_sq") or 0.0
         if "sigma" in part.arrays:
             spectra.append({"name": row.name.name, "sigma": part.arrays["sigma"]})
+        if "zeros" in part.arrays:
+            zeros += [_zeros_row(row, line) for line in part.arrays["zeros"].tolist()]
         if "left" in part.arrays:
             k = len(part.arrays["left"])
             for key, dtype in (("left", "F32"), ("right", "F32"), ("sigma", "F64")):
@@ -79,13 +86,15 @@ def write_tables(
     write_table(out / "matrices.parquet", matrices, MATRICES)
     write_table(out / "spectra.parquet", spectra, SPECTRA)
     write_table(out / "ledger.parquet", ledger, LEDGER)
+    write_table(out / "deadzone.parquet", zeros, DEADZONE)
     write_safetensors(
         out / "directions.safetensors",
         bank,
         vectors,
         {"deltalens": json.dumps({"schema": SCHEMA, "signs": "largest |entry| of left positive"})},
     )
-    return _totals(ledger, matrices, total, base_sq), _warnings(ledger, matrices, total)
+    notes = [f"no context for {_some(names)}: {reason}" for reason, names in without.items()]
+    return _totals(ledger, matrices, total, base_sq), _warnings(ledger, matrices, total) + notes
 
 
 def _matrix_row(row: Row, numbers: dict[str, Any]) -> dict[str, Any]:
@@ -115,6 +124,18 @@ def _ledger_row(row: Row, numbers: dict[str, Any]) -> dict[str, Any]:
         "reason": numbers["reason"],
         "elements": info.elements if info else 0,
         "norm_delta_sq": numbers["norm_delta_sq"],
+    }
+
+
+def _zeros_row(row: Row, line: list[float]) -> dict[str, Any]:
+    step, entries, observed, fitted, predicted = line
+    return {
+        "name": row.name.name,
+        "step": step,
+        "entries": int(entries),
+        "observed": observed,
+        "fitted": None if isnan(fitted) else fitted,
+        "predicted": predicted,
     }
 
 
@@ -153,6 +174,10 @@ def _warnings(ledger: list[dict[str, Any]], matrices: list[dict[str, Any]], tota
     if total == 0 and any(r["status"] in COUNTED for r in ledger):
         found.append("every difference is zero: the two sides hold the same weights")
     return found
+
+
+def _some(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{len(names)} matrices ({names[0]}, …)"
 
 
 def _parentage(matrices: list[dict[str, Any]]) -> list[str]:

@@ -38,7 +38,7 @@ function makeSortable(table) {
 }
 
 function draw() {
-  for (const one of [drawMaps, drawSpectrum, drawDepth, drawZeros, drawContext, drawForest, drawHeads]) one();
+  for (const one of [drawMaps, drawSpectrum, drawDepth, drawZeros, drawBinades, drawContext, drawForest, drawHeads]) one();
 }
 
 const dark = matchMedia("(prefers-color-scheme: dark)");

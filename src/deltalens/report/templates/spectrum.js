@@ -73,14 +73,17 @@ function drawSpectrum() {
 
 function choose(name) {
   state.name = name;
-  $("matrix").value = name;
+  document.querySelectorAll("select.matrix").forEach((one) => { one.value = name; });
   drawSpectrum();
+  drawBinades();
   drawMaps();
 }
 
 function fillMatrices() {
   const names = new Set(data.runs.flatMap((run) => run.names));
-  $("matrix").replaceChildren(...[...names].map((name) => new Option(name, name, false, name === state.name)));
   if (state.name === null && names.size) state.name = names.values().next().value;
-  $("matrix").addEventListener("change", () => choose($("matrix").value));
+  document.querySelectorAll("select.matrix").forEach((select) => {
+    select.replaceChildren(...[...names].map((name) => new Option(name, name, false, name === state.name)));
+    select.addEventListener("change", () => choose(select.value));
+  });
 }
