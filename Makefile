@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-all test-real check bench truth picture clean
+.PHONY: setup demo test test-all test-real check bench truth picture family-table clean
 
 setup: .venv/.ready
 
@@ -40,10 +40,20 @@ bench: setup
 truth: setup
 	$(BIN)/python benchmarks/truth.py
 
-# README's picture: the page that `make demo` writes, as headless Chromium shows it.
+# README's pictures: the pages that `make demo` and runs/directions.sh write, as headless Chromium shows them.
+SHOOT = chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --virtual-time-budget=8000 --user-data-dir=$$(mktemp -d)
+PAGE = file://$(CURDIR)
 picture: demo
-	chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1280,1240 --virtual-time-budget=8000 \
-		--user-data-dir=$$(mktemp -d) --screenshot=docs/demo.png file://$(CURDIR)/demo-out/report.html
+	runs/directions.sh directions-out
+	$(BIN)/deltalens report directions-out/probe --out directions-out/probe.html
+	$(BIN)/deltalens report directions-out/steer --out directions-out/steer.html
+	$(SHOOT) --window-size=1280,1240 --screenshot=docs/demo.png $(PAGE)/demo-out/report.html
+	$(SHOOT) --window-size=1280,1560 --screenshot=docs/probe.png $(PAGE)/directions-out/probe.html
+	$(SHOOT) --window-size=1280,1700 --screenshot=docs/steer.png $(PAGE)/directions-out/steer.html
+
+# docs/family.md: the family's evaluation (about two minutes).
+family-table: setup
+	runs/family_table.sh
 
 clean:
-	rm -rf .venv demo-out
+	rm -rf .venv demo-out directions-out

@@ -21,12 +21,12 @@ import numpy as np
 import scipy
 import torch
 from threadpoolctl import threadpool_limits
-from truth import accuracy, alarms, coverage, ranks, structure, zeros
+from truth import accuracy, alarms, coverage, overlaps, ranks, structure, zeros
 from truth.document import write
 from truth.planted import SEED
 
 import deltalens
-from deltalens import spectrum, statistics
+from deltalens import statistics
 
 THREADS = 1
 """The matrices are too small to share one between cores."""
@@ -38,7 +38,8 @@ class Part:
 
     Attributes:
         title: Its heading.
-        sources: Modules whose change makes a cached result stale: of this benchmark, then of the package.
+        sources: Modules whose change makes a cached result stale: of this benchmark, then of the package (of its room
+            spectrum where no other is named).
         run: quick → a JSON-able result.
         judge: Result → targets.
         show: Result → Markdown and plots.
@@ -74,7 +75,11 @@ PARTS = {
         ranks.show_stored,
     ),
     "alarms": Part(
-        "False alarms", "alarms planted / gram edge noise", alarms.run_alarms, alarms.judge_alarms, alarms.show_alarms
+        "False alarms",
+        "alarms planted / gram edge noise",
+        alarms.run_alarms,
+        alarms.judge_alarms,
+        alarms.show_alarms,
     ),
     "directions": Part(
         "Directions",
@@ -107,6 +112,13 @@ PARTS = {
         coverage.judge_coverage,
         coverage.show_coverage,
     ),
+    "overlaps": Part(
+        "Overlap p-values",
+        "overlaps planted / direction.compare direction.estimate",
+        overlaps.run_overlaps,
+        overlaps.judge_overlaps,
+        overlaps.show_overlaps,
+    ),
 }
 
 
@@ -114,7 +126,9 @@ def code_hash(sources: str) -> str:
     """Of the code that a part's result depends on: all but the functions that judge and show it, and the prose."""
     ours, theirs = sources.split("/")
     files = [Path(__file__).parent / "truth" / f"{name}.py" for name in ours.split()]
-    files += [Path(spectrum.__file__).parent / f"{name}.py" for name in theirs.split()]
+    package = Path(deltalens.__file__).parent
+    files += [package.joinpath(*(name if "." in name else f"spectrum.{name}").split(".")) for name in theirs.split()]
+    files = [file.with_suffix(".py") for file in files]
     digest = hashlib.sha256()
     for file in [*files, Path(statistics.__file__)]:
         for node in ast.parse(file.read_text(encoding="utf-8")).body:

@@ -2,7 +2,7 @@
 
 from hashlib import sha256
 from itertools import combinations
-from math import log
+from math import exp, log
 from typing import Any
 
 import pytest
@@ -10,11 +10,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deltalens.errors import BadInput
 from deltalens.evaluate.behaviour import loops, row_seed
 from deltalens.evaluate.divergence import kl_per_token, surprisals
 from deltalens.evaluate.pass_at_k import pass_at_k
-from deltalens.evaluate.scores import differences, scores, summarise
+from deltalens.evaluate.plan import _windows
+from deltalens.evaluate.scores import differences, perplexity, scores, summarise
 from deltalens.family.catalog import MODELS
+from deltalens.model.generate import generate_ids
 from deltalens.model.load import load_directory
 from deltalens.statistics import bootstrap, mcnemar, newcombe_paired, wilson
 
@@ -168,8 +171,32 @@ def test_divergence_and_surprisal_are_those_of_full_forwards() -> None:
         assert kl == pytest.approx(float((p.exp() * (p - q)).sum(-1).mean()), rel=1e-3, abs=1e-6)
     assert got[2] is None
     assert kl_per_token(model, model, prompts, texts) == pytest.approx([0, 0], abs=1e-6)
-    (surprise,) = surprisals(model, [[5, 17, 30, 3]])
+    ((surprise, tokens),) = surprisals(model, [[5, 17, 30, 3]])
     with torch.no_grad():
         logits = model(torch.tensor([[5, 17, 30, 3]])).logits[0].double().log_softmax(-1)
-    assert surprise == pytest.approx(-float(logits[[0, 1, 2], [17, 30, 3]].mean()), rel=1e-4)
-    assert surprise > log(2)
+    assert surprise == pytest.approx(-float(logits[[0, 1, 2], [17, 30, 3]].sum()), rel=1e-4)
+    assert tokens == 3 and surprise > log(2)
+
+
+def test_perplexity_weighs_tokens_not_pieces() -> None:
+    few = [(2.0, 1), (6.0, 9)]
+    assert perplexity(few)["value"] == pytest.approx(exp(8 / 10)) and perplexity(few)["low"] is None
+    many = perplexity(few * 30)
+    assert many["value"] == pytest.approx(exp(8 / 10)) and many["low"] < many["value"] < many["high"]
+
+
+def test_a_short_rest_belongs_to_the_last_window() -> None:
+    for n, lengths in ((2, [2]), (64, [64]), (65, [65]), (96, [96]), (97, [64, 33]), (200, [64, 64, 72])):
+        windows = _windows(list(range(n)))
+        assert [len(w) for w in windows] == lengths and [i for w in windows for i in w] == list(range(n))
+
+
+def test_a_model_of_nan_is_not_close_to_anything() -> None:
+    model, _ = load_directory(MODELS / "reasoning")
+    broken, _ = load_directory(MODELS / "reasoning")
+    with torch.no_grad():
+        broken.model.norm.weight.fill_(float("nan"))
+    with pytest.raises(BadInput, match="NaN"):
+        kl_per_token(model, broken, [[5, 17]], [[3]])
+    with pytest.raises(BadInput, match="NaN"):
+        generate_ids(broken, [[5, 17]], ends={2})

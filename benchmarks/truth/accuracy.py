@@ -221,5 +221,4 @@ def show_intervals(data: dict) -> tuple[str, dict[str, str]]:
     lines += [f"| {c['n']} | {100 * c['mean']:.2f} % | {100 * c['least']:.2f} % |" for c in data["cells"]]
     lines += ["", "| p | least coverage over the sizes from 50 | at n |", "|---|---|---|"]
     lines += [f"| {p} | {100 * c:.2f} % | {n} |" for p, (c, n) in zip(POINTS, data["extreme"], strict=True)]
-    lines += ["", "Overlap p-values are not tested yet: no overlap statistic exists in the package."]
     return "\n".join(lines), {}

@@ -15,7 +15,7 @@ from deltalens.statistics import auc, bootstrap, cohens_d, newcombe_paired
 from truth.planted import generator, target
 
 CARD = 1 - 0.05 / 8
-"""The level of every interval that a verdict rests on (MEASURES §7)."""
+"""The level of every interval that a verdict rests on (.05 over eight questions)."""
 
 RATES = [0.1, 0.3, 0.5, 0.7, 0.9]
 EXTREMES = [0.01, 0.02]  # .98 and .99 are their mirror images, exactly: successes and failures change places

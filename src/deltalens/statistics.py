@@ -16,7 +16,7 @@ from jaxtyping import Float64, Real
 Values = Sequence[float | int] | Real[np.ndarray, "_"]
 
 CLUSTERS = 50
-"""Fewest prompts for a bootstrap (MEASURES §5): below, its intervals of skewed measures are too short to be printed."""
+"""Fewest prompts for a bootstrap (docs/behaviour.md §3): below, its intervals of skewed measures are too short to be printed."""
 
 DRAWS = 19
 """Fewest null draws for a permutation p: with 19, the smallest possible p is 1/20."""
@@ -323,7 +323,7 @@ def cohens_d(positive: Values, negative: Values, level: float = 0.95) -> tuple[f
 
 
 def ratio(numerator: tuple[float, float], denominator: tuple[float, float]) -> tuple[float, float] | None:
-    """All quotients of two intervals: MEASURES §7's [L_e/U_t, U_e/L_t] of F.
+    """All quotients of two intervals: [L_e/U_t, U_e/L_t], of F = edit's effect/tuned model's.
 
     The extremes lie in the corners, which is the rule that a negative end is divided by the denominator's other end,
     and holds for a negative denominator too. None where the denominator's interval holds 0: F is undefined.

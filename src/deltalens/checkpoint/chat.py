@@ -32,7 +32,7 @@ _PROBE = [{"role": "user", "content": "1+1?"}]
 
 @dataclass(frozen=True, slots=True)
 class ThinkFormat:
-    """How a model marks its thinking, found by rendering its template (MEASURES.md §5).
+    """How a model marks its thinking, found by rendering its template (docs/behaviour.md §1).
 
     Args:
         open: The opening tag.

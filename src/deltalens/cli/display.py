@@ -58,7 +58,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], lef
         padding=(0, 1, 0, 0),
     )
     for i, column in enumerate(columns):
-        shown.add_column(column, justify="left" if i < left else "right", no_wrap=True)
+        shown.add_column(Text(printable(column)), justify="left" if i < left else "right", no_wrap=True)
     for row in rows:
         shown.add_row(*(Text(printable(cell)) for cell in row))
     # Rendered to text first: rich would turn a closed pipe into an exit code of its own. Never narrower than the

@@ -1,4 +1,4 @@
-"""Whether two directions overlap more than chance, shared inputs or shared layers explain (docs/measures.md §4, §7).
+"""Whether two directions overlap more than chance, shared inputs or shared layers explain (docs/behaviour.md §4).
 
 overlap φ = ‖Q_aᵀQ_b‖²_F/k with k the smaller rank, for a single vector the share of its energy inside the other's span.
 Each null is a set of overlaps that nothing specific would give:

@@ -1,6 +1,6 @@
 """What a model does with the items of a task: rows of completions, and probabilities that need none.
 
-Prompts are rendered once and the same ids go to every arm (docs/measures.md §5). An arm is whatever the caller has
+Prompts are rendered once and the same ids go to every arm (docs/behaviour.md §1). An arm is whatever the caller has
 done to the model: these functions see a model that runs.
 """
 

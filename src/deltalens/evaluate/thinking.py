@@ -1,4 +1,4 @@
-"""What a completion thought and what it answered, by the think format of its model (MEASURES.md §5)."""
+"""What a completion thought and what it answered, by the think format of its model (docs/behaviour.md §1)."""
 
 import re
 from collections.abc import Sequence

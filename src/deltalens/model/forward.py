@@ -49,6 +49,16 @@ def forward(
     return out.logits[:, -keep:], out[name] if use_cache else None
 
 
+def check_finite(logits: Float[Tensor, "*rows vocabulary"]) -> None:
+    """Refuses the logits of a model that is broken, or that has left the range of its dtype.
+
+    Raises:
+        BadInput: One of them is NaN.
+    """
+    if bool(logits.isnan().any()):
+        raise BadInput("the model gives NaN for some token", "--dtype float32, or check how its weights were made")
+
+
 def keeps_logits(model: "PreTrainedModel") -> bool:
     """Whether a forward pass can leave out the logits of the positions that nobody asked for."""
     return "logits_to_keep" in _accepted(type(model))

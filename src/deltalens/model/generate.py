@@ -4,7 +4,7 @@ A row's tokens depend on its prompt and its seed only, never on its batch: paddi
 the batch at once, and every row draws from a random stream of its own. Hooks are told which rows a pass holds.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +14,14 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from deltalens.errors import BadInput
-from deltalens.model.forward import check_prompts, forward, in_batches, left_padded
+from deltalens.model.forward import check_finite, check_prompts, forward, in_batches, left_padded
 from deltalens.model.select import batch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+_COLDEST = 1e-6  # below it logits divided by the temperature leave the range of numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +42,8 @@ class Decoding:
     def __post_init__(self) -> None:
         if self.max_new_tokens < 0:
             raise BadInput(f"max_new_tokens is {self.max_new_tokens}", "a number of tokens, 0 or more")
-        if not 0 <= self.temperature < float("inf"):
-            raise BadInput(f"temperature is {self.temperature}", "0 for greedy decoding, or a positive number")
+        if self.temperature != 0 and not _COLDEST <= self.temperature < float("inf"):
+            raise BadInput(f"temperature is {self.temperature}", f"0 for greedy decoding, or {_COLDEST} and more")
         if not 0 < self.top_p <= 1:
             raise BadInput(f"top_p is {self.top_p}", "a share above 0 and up to 1")
 
@@ -92,14 +95,13 @@ def generate_ids(
             `batch_size` does not fit into memory.
     """
     check_prompts(model, prompts, [decoding.max_new_tokens] * len(prompts))
-    draws = None
-    if decoding.temperature > 0:
-        if seeds is None or len(seeds) != len(prompts):
-            raise BadInput("sampling needs one seed for every prompt", "temperature 0 decodes without seeds")
-        draws = [_uniforms(seed, decoding.max_new_tokens) for seed in seeds]
+    if decoding.temperature > 0 and (seeds is None or len(seeds) != len(prompts)):
+        raise BadInput("sampling needs one seed for every prompt", "temperature 0 decodes without seeds")
 
     def decode(where: list[int]) -> list[list[int]]:
-        return _decode(model, where, prompts, decoding, frozenset(ends), draws)
+        # A stream of numbers for every row: a longer text reads more of it.
+        streams = {} if seeds is None else {i: np.random.default_rng(seeds[i]) for i in where}
+        return _decode(model, where, prompts, decoding, frozenset(ends), streams)
 
     rows: list[list[int]] = [[]] * len(prompts)
     for where, found in in_batches(decode, [len(prompt) for prompt in prompts], batch_size):
@@ -126,20 +128,22 @@ def _decode(
     prompts: Sequence[Sequence[int]],
     decoding: Decoding,
     ends: frozenset[int],
-    draws: list[Float64[Tensor, "steps"]] | None,
+    streams: Mapping[int, np.random.Generator],
 ) -> list[list[int]]:
     """The completions of one batch of prompts, `where` being their indices."""
     found: dict[int, list[int]] = {i: [] for i in where}
     rows = where  # which prompt stands in each row of the batch
     new, mask = left_padded([prompts[i] for i in where], model.device)
     cache = None
-    for step in range(decoding.max_new_tokens):
+    for _ in range(decoding.max_new_tokens):
         with batch(rows):
             logits, cache = forward(model, new, mask, keep=1, cache=cache, use_cache=True)
-        if draws is None:
+        check_finite(logits)
+        if decoding.temperature == 0:
             token = logits[:, 0].argmax(-1)
         else:
-            token = _draw(logits[:, 0], decoding, torch.stack([draws[i][step] for i in rows]).to(model.device))
+            uniform = torch.tensor([1 - streams[i].random() for i in rows], dtype=torch.float64)  # in (0, 1]
+            token = _draw(logits[:, 0], decoding, uniform.to(model.device))
         for i, value in zip(rows, token.tolist(), strict=True):
             found[i].append(value)
         stay = [at for at, i in enumerate(rows) if found[i][-1] not in ends]
@@ -153,11 +157,6 @@ def _decode(
         new = token[:, None]
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
     return [found[i] for i in where]
-
-
-def _uniforms(seed: int, n: int) -> Float64[Tensor, "steps"]:
-    """The numbers in (0, 1] that choose the tokens of one row: its own stream, of which a longer text reads more."""
-    return torch.from_numpy(1 - np.random.default_rng(seed).random(n))
 
 
 def _draw(

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from deltalens.model.forward import check_prompts, forward, in_batches, keeps_logits, left_padded
+from deltalens.model.forward import check_finite, check_prompts, forward, in_batches, keeps_logits, left_padded
 from deltalens.model.select import batch
 
 if TYPE_CHECKING:
@@ -47,7 +47,10 @@ def continuation_logits(
         ids, mask = left_padded([texts[j] for j in at], model.device)
         with batch(where, turns=[(len(prompts[i]),) for i in where]):  # to hooks, the continuation is generated
             logits, _ = forward(model, ids, mask, keep=max(len(continuations[i]) for i in where))
-        return [(i, row[-len(continuations[i]) :]) for i, row in zip(where, logits, strict=True)]
+        found = [(i, row[-len(continuations[i]) :]) for i, row in zip(where, logits, strict=True)]
+        for _, asked in found:  # behind the padding a row may hold anything
+            check_finite(asked)
+        return found
 
     for _, found in in_batches(score, [len(text) for text in texts], min(batch_size, fitting)):
         for i, logits in found:

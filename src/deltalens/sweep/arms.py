@@ -1,4 +1,4 @@
-"""Arms as data, the controls of a direction, and the numbers that a claim rests on (docs/measures.md §6).
+"""Arms as data, the controls of a direction, and the numbers that a claim rests on (docs/behaviour.md §6).
 
 effect            an arm less the baseline, on the same items
 operating point   the least strength that reaches 90 % of the largest effect of its curve
