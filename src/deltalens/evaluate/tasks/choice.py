@@ -9,8 +9,9 @@ from deltalens.evaluate.tasks.item import Item, Task, distinct, last_line
 
 LETTERS = "ABCD"
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
-# What an answer may put before its letter and behind it.
-_ANSWER = re.compile(r"\W*(?:(?:the )?(?:correct )?(?:answer|option)(?: is)?\W+)?([A-D])\b\W*", re.IGNORECASE)
+# What an answer may put before its letter, and behind it the letter's own option.
+_LEAD = r"\W*(?:(?:the )?(?:correct )?(?:answer|option)(?: is)?\W+)?"
+_ANSWER = re.compile(rf"{_LEAD}([A-D])\b(?:[^\w\u2212-]+(-?\w+))?\W*", re.IGNORECASE)
 
 
 def _sum(rng: random.Random) -> tuple[str, str, list[str]]:
@@ -51,20 +52,26 @@ def draw(kind: Callable[[random.Random], tuple[str, str, list[str]]], group: str
     return Item(f"choice/{question}", prompt, LETTERS[options.index(right)], group=group)
 
 
-def _letter(text: str) -> str | None:
-    """The letter that a text gives, alone or announced."""
+def _letter(item: Item, text: str) -> str | None:
+    """The letter that a text gives, alone, announced, or with the option that the prompt shows behind it."""
     found = _ANSWER.fullmatch(text)
-    return found and found[1].upper()
+    if found is None:
+        return None
+    letter, option = found[1].upper(), found[2]
+    return letter if option is None or f"{letter}. {option.capitalize()}" in item.prompt.split("\n") else None
 
 
 def score(item: Item, text: str) -> bool:
     """Whether an answer, or its last line, gives the right letter."""
-    return (_letter(text) or _letter(last_line(text))) == item.answer
+    # A list of options said over is no answer, though its last line names one.
+    said = text.replace("\n".join(item.prompt.split("\n")[1:-1]), "")
+    return (_letter(item, said) or _letter(item, last_line(said))) == item.answer
 
 
 def well_formed(item: Item, text: str) -> bool:
-    """Whether an answer is one letter."""
-    return _letter(text) is not None
+    """Whether an answer is one letter and no more than its announcement."""
+    found = _ANSWER.fullmatch(text)
+    return found is not None and found[2] is None
 
 
 TASK = Task(

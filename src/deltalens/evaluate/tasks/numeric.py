@@ -1,6 +1,8 @@
 """The number that an answer gives, as an exact fraction, and whether it is the expected one.
 
-Comparison is exact: 3.50 is 7/2, .333 is not 1/3. A percent sign is a unit: 50 % is 50.
+Comparison is exact: 3.50 is 7/2, .333 is not 1/3. A percent sign is a unit: 50 % is 50. An answer may leave the
+expected unit out but not write another; where none is expected, any will do. Units are compared as they are written:
+no unit is converted, and km is not kilometres.
 """
 
 import re
@@ -16,8 +18,12 @@ _NUMBER = rf"[+-]? ?(?:(?:{_DECIMAL})(?:e[+-]?[0-9]{{1,2}}(?![0-9]))?(?: ?/ ?[0-
 _LEAD = r"(?:.*(?<![!<>])=|[^0-9]*(?:\b(?:is|are|equals|answer|result)\b|:))? ?"
 # These would change the number rather than name its unit.
 _NOT_UNITS = r"(?!(?:or|and|to|not|plus|minus|times|over|hundred|thousand|million|billion|trillion|dozen)\b)"
-_UNIT = rf"(?: ?(?:%|°|{_NOT_UNITS}[a-zµ]+(?:[²³]|\^[23])?(?:/[a-z]+)?)){{0,2}}"
-_ANSWER = re.compile(rf"{_LEAD}[$€£]?(?P<number>{_NUMBER}){_UNIT}[ .!]*", re.IGNORECASE | re.DOTALL)
+_UNIT = rf"(?P<unit>(?: ?(?:%|°|{_NOT_UNITS}[a-zµ]+(?:[²³]|\^[23])?(?:/[a-z]+)?)){{0,2}})"
+# Signs that have a name, and the two ways to write a power.
+_NAMES = str.maketrans(
+    {"%": "percent", "°": "degrees", "$": "dollars", "€": "euros", "£": "pounds", "²": "^2", "³": "^3", " ": None}
+)
+_ANSWER = re.compile(rf"{_LEAD}(?P<currency>[$€£]?)(?P<number>{_NUMBER}){_UNIT}[ .!]*", re.IGNORECASE | re.DOTALL)
 _FRACTION = re.compile(r"\\[dt]?frac *\{ *([0-9]+) *\} *\{ *([0-9]+) *\}")
 _BOX = re.compile(r"\\boxed *\{((?:[^{}]|\{[^{}]*\})*)\}")
 # Thousands separators and spacing of LaTeX and typography, the minus sign, and what only decorates.
@@ -25,7 +31,9 @@ _REWRITES = (
     (re.compile(r"\{,\}"), ","),
     (re.compile(r"(?<=[0-9])(?:\\,|[\u00a0\u2009\u202f])(?=[0-9]{3})"), ""),
     (re.compile("[\u2212\u2013]"), "-"),
-    (re.compile(r"\\\(|\\\)|\\\[|\\\]|\\text|\\%|\$\$|\$(?![0-9.])|[*{}_`]"), " "),
+    (re.compile(r"\\%"), "%"),
+    (re.compile(r"\$([^$]+)\$"), r" \1 "),  # mathematics, before a dollar sign that is left is taken for money
+    (re.compile(r"\\\(|\\\)|\\\[|\\\]|\\text|\$\$|\$(?![0-9.])|[*{}_`]"), " "),
     (re.compile(r"\s+"), " "),
 )
 
@@ -36,6 +44,30 @@ def number(text: str) -> Fraction | None:
     Takes integers, decimals, fractions, thousands separators and exponents up to 99, the last `\boxed{…}`, the right
     side of an equation, a short announcement before and a unit and punctuation behind.
     """
+    found = _quantity(text)
+    return None if found is None else found[0]
+
+
+def same_number(expected: str, text: str) -> bool:
+    """Whether an answer, or else its last line, gives the expected number, and no other than the expected unit."""
+    found, wanted = _quantity(text) or _quantity(last_line(text)), _quantity(expected)
+    if found is None or wanted is None:
+        return False
+    return found[0] == wanted[0] and ("" in (found[1], wanted[1]) or found[1] == wanted[1])
+
+
+def score(item: Item, text: str) -> bool:
+    """Whether an answer gives the item's number, on its own or in its last line."""
+    return same_number(item.answer, text)
+
+
+def well_formed(item: Item, text: str) -> bool:
+    """Whether an answer is one number and no more than its announcement and unit."""
+    return number(text) is not None
+
+
+def _quantity(text: str) -> tuple[Fraction, str] | None:
+    """The one number that an answer gives, and its unit, empty where there is none."""
     boxes = _BOX.findall(text)
     answer = (boxes[-1] if boxes else text).strip()
     if len(answer) > _MAX_CHARACTERS:
@@ -47,21 +79,7 @@ def number(text: str) -> Fraction | None:
     if found is None:
         return None
     above, _, below = found["number"].replace(",", "").replace(" ", "").partition("/")
-    return None if below and not int(below) else Fraction(above) / int(below or 1)
-
-
-def same_number(expected: str, text: str) -> bool:
-    """Whether an answer, or else its last line, gives the expected number."""
-    value = number(text)
-    found = number(last_line(text)) if value is None else value
-    return found is not None and found == number(expected)
-
-
-def score(item: Item, text: str) -> bool:
-    """Whether an answer gives the item's number, on its own or in its last line."""
-    return same_number(item.answer, text)
-
-
-def well_formed(item: Item, text: str) -> bool:
-    """Whether an answer is one number and no more than its announcement and unit."""
-    return number(text) is not None
+    if below and not int(below):
+        return None
+    unit = (found["currency"] + found["unit"]).casefold().translate(_NAMES)
+    return Fraction(above) / int(below or 1), unit

@@ -1,6 +1,7 @@
 """Tasks by name, and whether a tokenizer can write their prompts."""
 
 import difflib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -71,7 +72,9 @@ def task(name: str, tokenizer_can: Callable[[str], bool] | None) -> Task:
     if found.instead and not _missing(_TASKS[found.instead], tokenizer_can):
         return _TASKS[found.instead]
     words = ", ".join(repr(printable(word)) for word in missing[:_SHOWN])
-    raise BadInput(f"the tokenizer cannot encode the prompts of task {name}, such as {words}")
+    able = [other for other in names() if not _missing(_TASKS[other], tokenizer_can)]
+    fix = f"--task {' '.join(able)}" if able else None
+    raise BadInput(f"the tokenizer cannot encode the prompts of task {name}, such as {words}", fix)
 
 
 def defaults(tokenizer_can: Callable[[str], bool]) -> tuple[str, ...]:
@@ -80,15 +83,27 @@ def defaults(tokenizer_can: Callable[[str], bool]) -> tuple[str, ...]:
 
 
 def can(chat: "Chat") -> Callable[[str], bool]:
-    """Whether a text survives encoding and decoding unchanged, without the unknown token."""
-    word = chat.specials.get("unk_token") or getattr(chat.tokenizer.model, "unk_token", None)
-    unknown = chat.tokenizer.token_to_id(word) if word else None
+    """Whether a text survives encoding and decoding without the unknown token, normalised as the tokenizer does it."""
+    unknown, normalizer = unknown_id(chat), chat.tokenizer.normalizer
+    normal = normalizer.normalize_str if normalizer else str
 
     def tokenizer_can(text: str) -> bool:
         ids = chat.encode(text)
-        return unknown not in ids and chat.decode(ids) == text
+        return unknown not in ids and normal(chat.decode(ids)) == normal(text)
 
     return tokenizer_can
+
+
+def unknown_id(chat: "Chat") -> int | None:
+    """The id that a tokenizer writes for what it cannot encode; None where it has none.
+
+    Asked of the tokenizer itself: `unk_token` of tokenizer_config.json is often an ordinary special token that is
+    never written for anything unknown (GPT-2's is its end of text).
+    """
+    model = chat.tokenizer.model
+    if type(model).__name__ == "Unigram":  # keeps an id, which it shows only when written out
+        return json.loads(chat.tokenizer.to_str())["model"]["unk_id"]
+    return None if model.unk_token is None else chat.tokenizer.token_to_id(model.unk_token)
 
 
 def _find(name: str) -> Task:
