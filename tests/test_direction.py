@@ -1,5 +1,7 @@
 """Estimates against planted differences, draws against their covariance, and the prompts that are shipped."""
 
+import re
+from collections import Counter
 from statistics import mean
 
 import numpy as np
@@ -9,6 +11,7 @@ from deltalens.direction.direction import Direction
 from deltalens.direction.estimate import difference, permuted, principal, probe, samples
 from deltalens.direction.prompts import PLAIN, REASONING
 from deltalens.evaluate.tasks import jsonl
+from deltalens.statistics import auc
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:
@@ -80,17 +83,40 @@ def test_basis_spans_the_rows_and_ignores_their_lengths() -> None:
     np.testing.assert_allclose(basis @ (basis.T @ rows.T), rows.T, atol=1e-5)
 
 
+def pieces(text: str) -> int:
+    """Words, digits and marks: nearly what a large vocabulary makes of common words, whose digits stand alone."""
+    return len(re.findall(r"[^\W\d]+|\d|[^\w\s]", text))
+
+
 def test_shipped_prompts_are_matched() -> None:
     reasoning, plain = jsonl.read(REASONING), jsonl.read(PLAIN)
     assert len(reasoning) == len(plain) == 60
-    pairs = list(zip(reasoning, plain, strict=True))
-    assert len({p.prompt for p in reasoning + plain}) == 120
-    assert all(a.id.split("/")[1] == b.id.split("/")[1] for a, b in pairs)
+    pairs = [(a.prompt, b.prompt) for a, b in zip(reasoning, plain, strict=True)]
+    assert len({prompt for pair in pairs for prompt in pair}) == 120
+    assert [p.id.removeprefix("reasoning/") for p in reasoning] == [p.id.removeprefix("plain/") for p in plain]
     assert {p.group for p in reasoning} == {"reasoning"}
     assert {p.group for p in plain} == {"plain"}
-    words = [len(a.prompt.split()) - len(b.prompt.split()) for a, b in pairs]
-    assert abs(mean(words)) <= 1
-    assert max(map(abs, words)) <= 3
-    assert all(p.prompt.endswith("?") for p in reasoning + plain)
-    characters = [len(a.prompt) - len(b.prompt) for a, b in pairs]
-    assert abs(mean(characters)) <= 5
+    assert all(prompt.endswith("?") for pair in pairs for prompt in pair)
+    for count, most, apart in ((lambda text: len(text.split()), 1, 0.1), (pieces, 1, 0.1), (len, 15, 2)):
+        differences = [count(a) - count(b) for a, b in pairs]
+        assert max(map(abs, differences)) <= most
+        assert abs(mean(differences)) <= apart
+
+
+@pytest.mark.parametrize("half", [0, 1])
+def test_length_of_shipped_prompts_does_not_betray_the_group(half: int) -> None:
+    first, second = ([pieces(p.prompt) for p in jsonl.read(path)[half::2]] for path in (REASONING, PLAIN))
+    area, low, high = auc(first, second)
+    assert low < 0.5 < high and abs(area - 0.5) < 0.03
+    assert (Counter(first) & Counter(second)).total() >= 24  # of 30: as many as trimming to equal counts leaves
+
+
+def test_shipped_pairs_hold_numbers_of_the_same_digits() -> None:
+    numbers = [[sorted(map(len, re.findall(r"\d+", p.prompt))) for p in jsonl.read(f)] for f in (REASONING, PLAIN)]
+    assert numbers[0] == numbers[1]  # however a tokenizer cuts numbers, both of a pair get as many tokens of them
+    assert sum(map(bool, numbers[0])) > 30
+
+
+def test_shipped_prompts_begin_alike() -> None:
+    first, second = (Counter(p.prompt.split()[0] for p in jsonl.read(path)) for path in (REASONING, PLAIN))
+    assert (first & second).total() >= 50

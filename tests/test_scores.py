@@ -106,6 +106,16 @@ def test_groups_are_scored_beside_the_whole() -> None:
     assert not any(r["group"] for r in scores([r | {"group": "one"} for r in rows]))
 
 
+def test_items_without_a_group_count_in_the_whole_alone() -> None:
+    rows = [row("a", i, i < 3, group="easy" if i < 4 else "") for i in range(6)]
+    for made, whole, easy in (
+        (scores(rows), 3 / 6, 3 / 4),
+        (differences([r | {"correct": False} for r in rows], rows), 3 / 6, 3 / 4),
+    ):
+        accuracy = [(r["group"], r["n"], r["value"]) for r in made if r["metric"] == "accuracy"]
+        assert accuracy == [("", 6, whole), ("easy", 4, easy)]
+
+
 def test_several_samples_are_clustered_by_item() -> None:
     rows = [row("a", i, (i + s) % 3 == 0, sample=s) for i in range(60) for s in range(4)]
     accuracy = found(scores(rows), "accuracy")
@@ -170,6 +180,10 @@ def test_divergence_and_surprisal_are_those_of_full_forwards() -> None:
             )
         assert kl == pytest.approx(float((p.exp() * (p - q)).sum(-1).mean()), rel=1e-3, abs=1e-6)
     assert got[2] is None
+    wide, _ = load_directory(MODELS / "instruct")
+    wide.resize_token_embeddings(130, mean_resizing=False)
+    again = kl_per_token(wide, model, [*prompts, [1]], [texts[0], [*texts[1], 129, 7], [128]])
+    assert again[:2] == pytest.approx(got[:2]) and again[2] is None  # rows and ids of one model alone are left out
     assert kl_per_token(model, model, prompts, texts) == pytest.approx([0, 0], abs=1e-6)
     ((surprise, tokens),) = surprisals(model, [[5, 17, 30, 3]])
     with torch.no_grad():

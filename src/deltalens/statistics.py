@@ -16,7 +16,7 @@ from jaxtyping import Float64, Real
 Values = Sequence[float | int] | Real[np.ndarray, "_"]
 
 CLUSTERS = 50
-"""Fewest prompts for a bootstrap (docs/behaviour.md §3): below, its intervals of skewed measures are too short to be printed."""
+"""Fewest prompts for a bootstrap (docs/behaviour.md §3): below, its intervals of skewed measures are too short."""
 
 DRAWS = 19
 """Fewest null draws for a permutation p: with 19, the smallest possible p is 1/20."""

@@ -11,6 +11,15 @@ from deltalens.checkpoint.source import Checkpoint
 _SAMPLES = 64
 _SAMPLE_BYTES = 4096
 _CHUNK = 2**24
+_SETTINGS = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
+"""What beside the weights decides what a model does."""
 
 
 def identity(ckpt: Checkpoint, verify: bool = False) -> dict[str, Any]:
@@ -27,6 +36,16 @@ def identity(ckpt: Checkpoint, verify: bool = False) -> dict[str, Any]:
     if ckpt.revision is None or verify:
         found["files"] = [_file(path, verify) for path in ckpt.files]
     return found
+
+
+def behaviour_identity(ckpt: Checkpoint) -> dict[str, Any]:
+    """`identity` and the SHA-256 of the files that decide what its weights do: config, tokenizer and template."""
+    files = {name: path for name in _SETTINGS if (path := ckpt.file(name)) is not None}
+    try:
+        hashes = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()}
+    except OSError as problem:
+        raise unreadable(ckpt.path, problem) from None
+    return identity(ckpt) | {"settings": hashes}
 
 
 def mtimes(ckpt: Checkpoint) -> dict[str, int]:

@@ -36,6 +36,8 @@ _TOP = {
     "wte": "embed",
     "wpe": "pos_embed",
     "embed_positions": "pos_embed",
+    "embed_in": "embed",
+    "embed_out": "lm_head",
     "lm_head": "lm_head",
 }
 _ATTENTION = re.compile(r"self_attn\.([qkvo]_proj)")

@@ -15,6 +15,7 @@ from deltalens.errors import BadInput, printable
 
 _RATES = ("accuracy", "forced_accuracy", "closed_accuracy", "think_ratio", "p_think", "p_skip")
 _PLAIN = ("think_tokens", "tokens", "truncated", "truncated_inside", "format_failures", "loops", "kl")
+_SAME = 0.001
 _WORDS = {
     "accuracy": "accuracy",
     "forced_accuracy": "forced",
@@ -34,7 +35,8 @@ _LEGEND = (
     "forced: accuracy with the think block opened (skill, not choice). p_think: probability of the whole opening tag.\n"
     "think, tokens: mean length inside the block and in all. cut: truncated (counted wrong); inside: of these, while\n"
     "thinking. form: answers not in the asked form. loops: an 8-gram 5 times. KL: nats per token from the first model\n"
-    "along its greedy text. Intervals are 95 %: Wilson (rates), bootstrap by item (means), Newcombe (differences)."
+    "along its greedy text. pass@k: probability that one of k samples is right. Intervals are 95 %: Wilson (rates),\n"
+    "bootstrap by item (means and several samples), Newcombe (differences)."
 )
 
 
@@ -45,7 +47,7 @@ class Eval:
     models: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """Directories, hub-id[@revision] or family:NAME that share a tokenizer; the others are compared with the first."""
     task: tuple[str, ...] = ()
-    """Tasks, such as chain-hard, deduction, jsonl:FILE or gym:NAME; by default three that the tokenizer can write."""
+    """Tasks, such as chain-hard, deduction, jsonl:FILE or gym:NAME; by default four that the tokenizer can write."""
     n: int | None = None
     """Items per task; by default 200, or all that a smaller task has."""
     seed: tuple[int, ...] = (0,)
@@ -116,11 +118,12 @@ def show_task(name: str, description: str, summary: Sequence[dict[str, Any]]) ->
     arms = list(dict.fromkeys(row["arm"] for row in rows))
     cells = {(row["arm"], row["group"], row["metric"]): row for row in rows}
     groups = [g for g in dict.fromkeys(row["group"] for row in rows) if g]
-    pooled = [m for m in (*_RATES, *_PLAIN) if any((arm, "", m) in cells for arm in arms)]
+    several = list(dict.fromkeys(row["metric"] for row in rows if row["metric"].startswith("pass@")))
+    pooled = [m for m in (_RATES[0], *several, *_RATES[1:], *_PLAIN) if any((arm, "", m) in cells for arm in arms)]
     n = max(row["n"] for row in rows)
     table(
         f"{name}: {description} (n = {n})",
-        ["model", *(_WORDS[metric] for metric in pooled)],
+        ["model", *(_WORDS.get(metric, metric) for metric in pooled)],
         [[arm, *(_cell(cells.get((arm, "", metric)), metric) for metric in pooled)] for arm in arms],
         left=1,
     )
@@ -149,9 +152,10 @@ def show_text(name: str, summary: Sequence[dict[str, Any]]) -> None:
 
 def show_differences(reference: str, summary: Sequence[dict[str, Any]]) -> None:
     """Paired differences from the first model, with p-values corrected over the whole table."""
-    rows = [row for row in summary if row.get("reference") and not row["group"]]
-    tests = sum(row["p"] is not None for row in summary if row.get("reference"))
-    if not rows:
+    all_rows = [row for row in summary if row.get("reference") and not row["group"]]
+    tests = sum(row["p"] is not None for row in all_rows)
+    rows = [row for row in all_rows if any(abs(row[end] or 0) >= _SAME for end in ("value", "low", "high"))]
+    if not all_rows:
         return
     table(
         f"differences from {reference}, paired by item; p: exact McNemar, Holm over {tests} tests",
@@ -168,14 +172,24 @@ def show_differences(reference: str, summary: Sequence[dict[str, Any]]) -> None:
         ],
         left=3,
     )
+    if len(rows) < len(all_rows):
+        out(f"({len(all_rows) - len(rows)} within ±{_SAME}, intervals included, are left out; --json has them)")
+        out("")
 
 
 def _cell(row: dict[str, Any] | None, metric: str) -> str:
     if row is None:
         return "–"
-    if metric in _RATES:
-        return f"{row['value']:.3f}{_interval(row, '.3f')}"
+    if metric not in _PLAIN:
+        return _probability(row["value"]) + (
+            "" if row["low"] is None else f" [{_probability(row['low'])}, {_probability(row['high'])}]"
+        )
     return number(row["value"], ".1f" if metric in ("tokens", "think_tokens") else ".3f")
+
+
+def _probability(value: float) -> str:
+    """Three decimals, or the order of magnitude of a small one: p_think may be 1e-6 and move a lot."""
+    return f"{value:.3f}" if value >= 0.001 or value == 0 else f"{value:.0e}"
 
 
 def _short(row: dict[str, Any] | None) -> str:

@@ -11,9 +11,11 @@ from typing import Annotated, Any
 import tyro
 
 from deltalens.cli.compare import Compare
+from deltalens.cli.cut import Cut
 from deltalens.cli.demo import Demo
 from deltalens.cli.directions import Activations, Weights
 from deltalens.cli.display import err
+from deltalens.cli.edit import Edit
 from deltalens.cli.evaluate import Eval
 from deltalens.cli.family import Card, List, Path, Train
 from deltalens.cli.measure import Measure
@@ -42,6 +44,8 @@ _Command = (
     | Annotated[Compare, tyro.conf.subcommand("compare")]
     | Annotated[Probe, tyro.conf.subcommand("probe")]
     | Annotated[Steer, tyro.conf.subcommand("steer")]
+    | Annotated[Cut, tyro.conf.subcommand("cut")]
+    | Annotated[Edit, tyro.conf.subcommand("edit")]
     | Annotated[Eval, tyro.conf.subcommand("eval")]
     | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[_Family, tyro.conf.subcommand("family", description="The embedded checkpoints.")]

@@ -62,6 +62,7 @@ class Probe:
     def run(self) -> int:
         """Probe, print a table per model and the verdict."""
         from deltalens.methods.probe import LENGTH, Settings, plan, probe
+        from deltalens.store.results import SUMMARY
 
         if self.out == "":
             raise BadInput("--out is empty", "--out DIRECTORY")
@@ -70,7 +71,8 @@ class Probe:
             command = shlex.join(["deltalens", *sys.argv[1:]])
             found = probe(asked, Path(self.out) if self.out else None, progress, command)
         if self.json:
-            out(json.dumps({"verdict": found.verdict, "summary": found.summary}, indent=2, ensure_ascii=False))
+            rows = [dict.fromkeys(SUMMARY.names) | row for row in found.summary]
+            out(json.dumps({"verdict": found.verdict, "summary": rows}, indent=2, ensure_ascii=False))
             return 0
         for source, layers in found.separations.items():
             show(f"{source}, {asked.site}, {self.select}: {_sizes(asked.contrast)}", layers)

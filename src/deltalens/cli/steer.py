@@ -92,12 +92,14 @@ class Steer:
         for note in asked.notes:
             err(printable(f"note: {note}"))
         from deltalens.methods.steer_run import steer  # loads torch: not before every mistake is found
+        from deltalens.store.results import SUMMARY
 
         with measuring(self.quiet, "steer") as progress:
             command = shlex.join(["deltalens", *sys.argv[1:]])
             found = steer(asked, Path(self.out) if self.out else None, progress, command)
         if self.json:
-            out(json.dumps(found.summary, indent=2, ensure_ascii=False))
+            rows = [dict.fromkeys(SUMMARY.names) | row for row in found.summary]
+            out(json.dumps(rows, indent=2, ensure_ascii=False))
             return 0
         show_doses(asked, found)
         show_arms(asked, found)

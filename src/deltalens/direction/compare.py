@@ -266,7 +266,7 @@ def _judge(first: Direction, second: Direction, measured: _Measured, family: str
         if measured.overlap - means["isotropic"] >= MARGIN:
             reason = f"they do overlap, but no more than the {largest} null"
     elif measured.noise > NOISY:
-        reason = f"{measured.noise:.0%} of the difference of means is noise: needs more prompts"
+        reason = "most of a difference of means is noise: needs more prompts"
     else:
         reason = "the interval holds both answers" if low <= 0 else "not significant over the layers"
     return Comparison(

@@ -1,21 +1,23 @@
 """What an evaluation of several models will ask, decided before any of them is loaded. Loads no torch."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from deltalens.checkpoint.chat import Chat, read_chat
-from deltalens.checkpoint.header import read_json
 from deltalens.checkpoint.source import Checkpoint, open_checkpoint
-from deltalens.errors import BadInput, Refused
+from deltalens.errors import BadInput
+from deltalens.evaluate.agree import ending_ids, endings, enough_positions, enough_rows, owner, same_words
 from deltalens.evaluate.prompts import Prompts, render
 from deltalens.evaluate.tasks import neutral
 from deltalens.evaluate.tasks.item import SPLITS, Task
 from deltalens.evaluate.tasks.registry import can, defaults, task
+from deltalens.model.load import DEVICES, DTYPES
 
 _N, _MAX_TOKENS = 200, 4096
 _TEMPERATURE = 0.6  # what makers of open reasoning models recommend; greedy decoding makes them loop
+_COLDEST = 1e-6  # below it logits divided by the temperature leave the range of numbers
 _WINDOW = 64
-_PROBES = 8  # prompts of a task that tokenizers are compared on
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +57,8 @@ class Plan:
         settings: What was asked.
         checkpoints: The models, the reference first.
         chat: Template and tokenizer of all prompts: those of the last model that has a template.
-        own: The reference's own template where it differs: one extra, labelled arm.
         prompts: The items of every task, rendered.
+        own: The same in the reference's own format, where that differs: one extra, labelled arm.
         text: Name of the neutral text, and the ids of its pieces.
         ends: Ids that end a completion: those of every model, so that no arm runs on past its own end.
         temperature: 0 is greedy.
@@ -66,8 +68,8 @@ class Plan:
     settings: Settings
     checkpoints: list[Checkpoint]
     chat: Chat
-    own: Chat | None
     prompts: list[Prompts]
+    own: list[Prompts]
     text: tuple[str, list[list[int]]]
     ends: frozenset[int]
     temperature: float
@@ -80,7 +82,7 @@ class Plan:
 
     def max_tokens(self, task: Task) -> int:
         """The longest completion of a task."""
-        return self.settings.max_tokens or task.max_tokens or _MAX_TOKENS
+        return _max_tokens(self.settings, task)
 
 
 def plan(sources: Sequence[str], settings: Settings) -> Plan:
@@ -92,7 +94,7 @@ def plan(sources: Sequence[str], settings: Settings) -> Plan:
 
     Raises:
         BadInput: A model, a task or a setting is not usable.
-        Refused: The tokenizers differ.
+        Refused: The tokenizers differ, or a model has no rows for the ids of the prompts.
     """
     if not sources:
         raise BadInput("no model is named", "deltalens eval MODEL")
@@ -104,29 +106,57 @@ def plan(sources: Sequence[str], settings: Settings) -> Plan:
     chats = [read_chat(checkpoint) for checkpoint in checkpoints]
     chat = next((c for c in reversed(chats) if c.template is not None), chats[-1])
     able = can(chat)
-    tasks = [task(name, able) for name in settings.tasks or defaults(able)]
+    tasks, standing_in = _tasks(settings.tasks or defaults(able), able)
     prompts = [render(found, chat, settings.split, _count(found, settings), settings.seeds[0]) for found in tasks]
+    own, unwritten = _own(chats[0], chat, prompts, settings)
     family = all(source.startswith("family:") for source in sources)
     default = 0.0 if family else _TEMPERATURE
     temperature = default if settings.temperature is None else settings.temperature
     text, unread = _text(able, chat)
-    other = len(chats) > 1 and chats[0].template is not None and chats[0].template_hash != chat.template_hash
+    ends = list(map(ending_ids, checkpoints, chats))
+    tags = () if chat.think is None else (*chat.think.open_ids, *chat.think.close_ids)
+    used = [*tags, *(i for row in (*_rows(prompts), *text[1]) for i in row)]
+    longest = max(len(row) + _max_tokens(settings, p.task) for p in (*prompts, *own) for row in _rows([p]))
     return Plan(
         settings=settings,
         checkpoints=checkpoints,
         chat=chat,
-        own=chats[0] if other else None,
         prompts=prompts,
+        own=own,
         text=text,
-        ends=frozenset().union(*map(_ends, checkpoints, chats)),
+        ends=frozenset().union(*ends),
         temperature=temperature,
         notes=[
             *_format(sources, chats, chat),
-            *_agree(sources, chats, chat, prompts),
-            *_tasks(settings, tasks),
+            *unwritten,
+            *same_words(sources, chats, chat, prompts),
+            *enough_rows(checkpoints, used),
+            *enough_positions(checkpoints, longest),
+            *endings(sources, ends),
+            *standing_in,
+            *_seeds(settings, temperature),
             *unread,
         ],
     )
+
+
+def _rows(prompts: Sequence[Prompts]) -> list[list[int]]:
+    """The ids of every prompt, in every mode."""
+    return [row for p in prompts for rows in p.ids.values() for row in rows]
+
+
+def _own(own: Chat, chat: Chat, prompts: Sequence[Prompts], settings: Settings) -> tuple[list[Prompts], list[str]]:
+    """The items in the reference's own format, if that is another; a note where it cannot be written."""
+    if own.template_hash == chat.template_hash:
+        return [], []
+    try:
+        return [render(p.task, own, settings.split, len(p.items), settings.seeds[0]) for p in prompts], []
+    except BadInput as problem:
+        return [], [f"no row for the first model in its own format: {problem.error}"]
+
+
+def _max_tokens(settings: Settings, found: Task) -> int:
+    return settings.max_tokens or found.max_tokens or _MAX_TOKENS
 
 
 def _text(able: Callable[[str], bool], chat: Chat) -> tuple[tuple[str, list[list[int]]], list[str]]:
@@ -136,8 +166,13 @@ def _text(able: Callable[[str], bool], chat: Chat) -> tuple[tuple[str, list[list
     except BadInput as problem:
         return ("none", []), [f"no perplexity: {problem.error}"]
     ids = [chat.encode(piece) for piece in pieces]
-    windows = [row[at : at + _WINDOW] for row in ids for at in range(0, len(row), _WINDOW)]
-    return (name, [window for window in windows if len(window) > 1]), []
+    return (name, [window for row in ids for window in _windows(row)]), []
+
+
+def _windows(row: list[int]) -> list[list[int]]:
+    """A text in windows of 64 tokens; a short rest belongs to the last of them."""
+    starts = range(0, max(1, len(row) - _WINDOW // 2), _WINDOW)
+    return [row[a:b] for a, b in zip(starts, [*starts[1:], len(row)], strict=True)]
 
 
 def _format(sources: Sequence[str], chats: Sequence[Chat], chat: Chat) -> list[str]:
@@ -146,18 +181,30 @@ def _format(sources: Sequence[str], chats: Sequence[Chat], chat: Chat) -> list[s
     if chat.template is None:
         notes.append("no model has a chat template: plain prompts, 'Question: … Answer:'")
     elif any(c.template_hash != chat.template_hash for c in chats):
-        notes.append(f"the templates differ: every model gets the prompts of {_owner(chat, chats, sources)}")
+        notes.append(f"the templates differ: every model gets the prompts of {owner(chat, chats, sources)}")
     if chat.think is None:
         notes.append("this format has no think tags: thinking is not scored")
     return notes
 
 
-def _tasks(settings: Settings, tasks: Sequence[Task]) -> list[str]:
-    return [
-        f"{asked}: this tokenizer cannot write it, {found.name} stands in"
-        for asked, found in zip(settings.tasks, tasks, strict=False)
-        if found.name != asked
-    ]
+def _tasks(names: Sequence[str], able: Callable[[str], bool]) -> tuple[list[Task], list[str]]:
+    """The tasks of these names, each once, and what to say where one stands in for another."""
+    found: dict[str, Task] = {}
+    notes = []
+    for name in names:
+        one = task(name, able)
+        if ":" not in name and one.name != name:
+            notes.append(f"{name}: this tokenizer cannot write it, {one.name} stands in")
+        if one.name in found:
+            notes.append(f"{name} comes to {one.name}, which is asked already")
+        found.setdefault(one.name, one)
+    return list(found.values()), notes
+
+
+def _seeds(settings: Settings, temperature: float) -> list[str]:
+    if temperature or len(settings.seeds) == 1:
+        return []
+    return [f"greedy decoding gives one completion per item: of the seeds only {settings.seeds[0]} is used"]
 
 
 def _count(found: Task, settings: Settings) -> int:
@@ -176,46 +223,19 @@ def _check(settings: Settings) -> None:
         raise BadInput("seeds are whole numbers from 0 to 2^63 − 1, at least one", "--seed 0")
     if len(set(settings.seeds)) < len(settings.seeds):
         raise BadInput("a seed is named twice: its samples would be counted twice", "--seed 0 1 2 3")
+    if len(set(settings.tasks)) < len(settings.tasks):
+        raise BadInput("a task is named twice: its completions would be counted twice", "name each task once")
+    if settings.temperature is not None and settings.temperature and not _COLDEST <= settings.temperature < math.inf:
+        raise BadInput(f"--temperature {settings.temperature} is not possible", "--temperature 0.6, or 0 for greedy")
+    if not 0 < settings.top_p <= 1:
+        raise BadInput(f"--top-p {settings.top_p} is not possible", "--top-p 0.95")
+    if settings.dtype not in DTYPES:
+        raise BadInput(f"--dtype {settings.dtype} is not one of {', '.join(DTYPES)}", "--dtype auto")
+    if settings.device not in DEVICES:
+        raise BadInput(f"--device {settings.device} is not one of {', '.join(DEVICES)}", "--device cpu")
     if settings.split not in SPLITS:
         raise BadInput(f"split {settings.split} is not one of {', '.join(SPLITS)}", "test")
     if settings.batch_size < 1:
         raise BadInput(f"--batch-size {settings.batch_size} is not possible", "--batch-size 64")
     if settings.max_tokens is not None and settings.max_tokens < 1:
         raise BadInput(f"--max-tokens {settings.max_tokens} is not possible", "--max-tokens 4096")
-
-
-def _agree(sources: Sequence[str], chats: Sequence[Chat], chat: Chat, prompts: Sequence[Prompts]) -> list[str]:
-    """Refuses models to which the same ids are other text, and says where they are only other control tokens.
-
-    The test is plain text: siblings often rename control tokens, and still read the same words.
-    """
-    notes = []
-    texts = [item.prompt for p in prompts for item in p.items[:_PROBES]]
-    words = {i: word for word, i in chat.tokenizer.get_vocab().items()}
-    for source, other in zip(sources, chats, strict=True):
-        if any(other.encode(text) != chat.encode(text) for text in texts):
-            raise Refused(
-                f"{source} and {_owner(chat, chats, sources)} have different tokenizers: the same ids are other text",
-                f"deltalens eval {source}",
-            )
-        theirs = {i: word for word, i in other.tokenizer.get_vocab().items()}
-        used = {i for p in prompts for ids in p.ids.values() for row in ids[:_PROBES] for i in row}
-        renamed = sorted(i for i in used if theirs.get(i) != words[i])
-        if renamed:
-            some = ", ".join(f"{i} {theirs.get(i, 'nothing')}" for i in renamed[:3])
-            notes.append(f"{source} reads {len(renamed)} of the prompts' ids as another token ({some})")
-    return notes
-
-
-def _owner(chat: Chat, chats: Sequence[Chat], sources: Sequence[str]) -> str:
-    return next(source for source, other in zip(sources, chats, strict=True) if other is chat)
-
-
-def _ends(ckpt: Checkpoint, chat: Chat) -> frozenset[int]:
-    """The ids that end a completion: the generation config's, else the config's, else the tokenizer's."""
-    file = ckpt.file("generation_config.json")
-    found = (read_json(file) if file is not None else {}).get("eos_token_id")
-    found = ckpt.setting("eos_token_id") if found is None else found
-    if found is None and (word := chat.specials.get("eos_token")) is not None:
-        found = chat.tokenizer.token_to_id(word)
-    return frozenset(found if isinstance(found, list) else [] if found is None else [found])

@@ -1,7 +1,7 @@
 """From rows of outcomes to numbers with intervals: every rate, mean and paired difference of an experiment.
 
 A rate over one completion per item has Wilson's interval, a mean or a rate over several samples per item a bootstrap
-by item, and paired rates Newcombe's with McNemar's p, corrected over the whole table (docs/measures.md §5).
+by item, and paired rates Newcombe's with McNemar's p, corrected over the whole table (docs/behaviour.md §3).
 """
 
 import math
@@ -9,6 +9,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean
 from typing import Any
+
+import numpy as np
 
 from deltalens.evaluate.pass_at_k import pass_at_k
 from deltalens.statistics import CLUSTERS, bootstrap, holm, mcnemar, newcombe_paired, wilson
@@ -73,7 +75,7 @@ def scores(rows: Sequence[Row], level: float = 0.95) -> list[Row]:
     """The numbers of one arm on one task: pooled, and accuracy and think ratio by group where there are several."""
     found = []
     by_group = _grouped(rows, lambda r: r["group"] or "")
-    parts = [("", rows), *(by_group.items() if len(by_group) > 1 else ())]
+    parts = [("", rows), *((group, own) for group, own in by_group.items() if group and len(by_group) > 1)]
     for group, own in parts:
         for metric, (mode, outcome) in OUTCOMES.items():
             per_item = _per_item(own, mode, outcome)
@@ -91,13 +93,15 @@ def differences(first: Sequence[Row], second: Sequence[Row], level: float = 0.95
     """Paired differences, second − first, over the items that both have; pooled and by group."""
     found = []
     groups = sorted({r["group"] or "" for r in first} & {r["group"] or "" for r in second})
-    for group in ["", *(groups if len(groups) > 1 else ())]:
+    for group in ["", *(group for group in groups if group and len(groups) > 1)]:
         a, b = ([r for r in rows if not group or r["group"] == group] for rows in (first, second))
         for metric in COMPARED:
             mode, outcome = OUTCOMES[metric]
             pairs = _paired(_per_item(a, mode, outcome), _per_item(b, mode, outcome))
             if pairs:
-                found.append({"group": group, "metric": metric, **rate_difference(pairs, level)})
+                # Only pooled differences are tested: tests by group would double the family that Holm corrects for.
+                tested = rate_difference(pairs, level)
+                found.append({"group": group, "metric": metric, **tested, "p": None if group else tested["p"]})
         for metric in COMPARED_MEANS:
             pairs = _paired(_per_item(a, "free", MEANS[metric]), _per_item(b, "free", MEANS[metric]))
             if pairs:
@@ -124,10 +128,19 @@ def mean(values: Sequence[float], level: float = 0.95) -> Row:
     return {"n": n, "value": value, "low": low, "high": high, "method": "bootstrap by item", "p": None}
 
 
-def perplexity(surprisals: Sequence[float], level: float = 0.95) -> Row:
-    """exp of the mean over pieces of a text of their mean nats per token, and of that mean's interval."""
-    score = mean(surprisals, level)
-    return score | {end: None if score[end] is None else math.exp(score[end]) for end in ("value", "low", "high")}
+def perplexity(surprisals: Sequence[tuple[float, int]], level: float = 0.95) -> Row:
+    """exp of the nats per token over all pieces of a text, from the nats and tokens of each; bootstrap by piece."""
+    n = len(surprisals)
+    found = {"n": n, "low": None, "high": None, "method": f"n < {CLUSTERS}", "p": None}
+    if n < CLUSTERS:
+        nats, tokens = map(sum, zip(*surprisals, strict=True))
+        return found | {"value": math.exp(nats / tokens)}
+
+    def per_token(means: Any) -> Any:
+        return means[:, 0] / means[:, 1]
+
+    value, low, high = map(math.exp, bootstrap(np.array(surprisals, float), range(n), per_token, level))
+    return found | {"value": value, "low": low, "high": high, "method": "bootstrap by piece"}
 
 
 def rate_difference(pairs: Sequence[tuple[Sequence[Any], Sequence[Any]]], level: float = 0.95) -> Row:

@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deltalens.checkpoint.chat import MODES
-from deltalens.checkpoint.identity import identity
+from deltalens.checkpoint.identity import behaviour_identity
 from deltalens.evaluate.behaviour import completions, p_skip, p_think
 from deltalens.evaluate.divergence import kl_per_token, surprisals
 from deltalens.evaluate.plan import Plan
-from deltalens.evaluate.prompts import Prompts, render
+from deltalens.evaluate.prompts import Prompts
 from deltalens.evaluate.scores import perplexity, summarise
 from deltalens.model.generate import Decoding, generate_ids
 from deltalens.store.engine import Progress, run_tasks
 from deltalens.store.engine import Task as Job
 from deltalens.store.experiment import workspace, write_results, write_summary
 from deltalens.store.parts import Part, finished_part, part_key
+from deltalens.store.results import SUMMARY
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -66,8 +67,9 @@ def evaluate(
         BadInput: A model does not load, or does not fit into memory.
         Refused: `out` holds something else.
     """
-    identities = {checkpoint.source: identity(checkpoint) for checkpoint in plan.checkpoints}
+    identities = {checkpoint.source: behaviour_identity(checkpoint) for checkpoint in plan.checkpoints}
     settings = asdict(plan.settings) | {"tasks": [p.task.name for p in plan.prompts], "temperature": plan.temperature}
+    del settings["batch_size"]  # no result depends on it
     record = {
         "kind": "eval",
         "version": VERSION,
@@ -84,7 +86,7 @@ def evaluate(
             part = finished_part(parts, job.key)
             rows += part.row.get("rows", [])
             texts += [{"arm": arm, "task": TEXT, **score} for score in part.row.get("text", [])]
-        summary = summarise(rows, plan.sources[0]) + texts
+        summary = [dict.fromkeys(SUMMARY.names) | row for row in summarise(rows, plan.sources[0]) + texts]
         if out is not None:
             arms = [{"arm": arm, "role": role} for arm, role in dict.fromkeys((r["arm"], r["role"]) for r in rows)]
             write_results(out, "eval", rows)
@@ -101,7 +103,7 @@ def _jobs(plan: Plan, identities: dict[str, Any], parts: Path) -> list[tuple[str
 
     def add(arm: str, role: str, source: str, prompts: Prompts, modes: tuple[str, ...]) -> None:
         decoding = _decoding(plan, prompts)
-        asked = [[item.id, item.answer, ids] for item, ids in zip(prompts.items, prompts.ids["free"], strict=True)]
+        asked = [[i.id, i.answer, i.group, ids] for i, ids in zip(prompts.items, prompts.ids["free"], strict=True)]
         own = [VERSION, arm, role, prompts.task.name, asked, modes, prompts.chat.template_hash, asdict(decoding)]
         run = [settings.seeds, settings.dtype, settings.device, sorted(plan.ends)]
         key = part_key(own, run, identities[source], identities[reference])
@@ -120,9 +122,8 @@ def _jobs(plan: Plan, identities: dict[str, Any], parts: Path) -> list[tuple[str
         role = "baseline" if source == reference else "model"
         for prompts in plan.prompts:
             add(source, role, source, prompts, _modes(prompts))
-            if source == reference and plan.own is not None:
-                native = render(prompts.task, plan.own, settings.split, len(prompts.items), settings.seeds[0])
-                add(f"{source}, own format", "format", source, native, ("free",))
+        for native in plan.own if source == reference else ():
+            add(f"{source}, own format", "format", source, native, ("free",))
         key = part_key(VERSION, plan.text, identities[source], settings.dtype, settings.device)
         cost = float(sum(map(len, plan.text[1])))
         text = lambda source=source: _text(load(source), plan)  # noqa: E731

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from deltalens.checkpoint.chat import Chat, read_chat
-from deltalens.checkpoint.identity import identity
+from deltalens.checkpoint.identity import behaviour_identity
 from deltalens.checkpoint.pair import Pair
 from deltalens.checkpoint.source import Checkpoint, open_checkpoint
 from deltalens.direction.bank import read_directions, split_reference
@@ -176,7 +176,7 @@ def probe(
         BadInput: A model does not load, lacks the site or a layer, or has another width than the direction.
         Refused: `out` holds something else, or the site is not what it should be in this model.
     """
-    identities = {ckpt.source: identity(ckpt) for ckpt in asked.checkpoints}
+    identities = {ckpt.source: behaviour_identity(ckpt) for ckpt in asked.checkpoints}
     directions = [
         {"id": d.id, "layer": d.layer, "kind": d.kind, "site": d.site, "sign": d.sign, "source": dict(d.source)}
         for d in asked.directions

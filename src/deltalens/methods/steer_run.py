@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 
-from deltalens.checkpoint.identity import identity
+from deltalens.checkpoint.identity import behaviour_identity
 from deltalens.direction.bank import split_reference
 from deltalens.evaluate.prompts import Prompts
 from deltalens.evaluate.scores import Row, scores, summarise
@@ -105,11 +105,12 @@ def steer(
     """
     select = parse_selector(plan.settings.select, plan.test.chat.think)
     asked = asdict(plan.asked.settings) | {"tasks": [plan.test.task.name], "temperature": plan.asked.temperature}
+    del asked["batch_size"]  # no result depends on it
     steering = asdict(plan.settings) | {"alphas": plan.strengths, "chosen_on": plan.chosen_on.task.name}
     record = {
         "kind": "steer",
         "version": VERSION,
-        "models": [{"source": plan.source, "identity": identity(plan.asked.checkpoints[0])}],
+        "models": [{"source": plan.source, "identity": behaviour_identity(plan.asked.checkpoints[0])}],
         "settings": asked | steering,
         "metric": plan.metric,
         "template": plan.test.chat.template_hash,
@@ -117,7 +118,10 @@ def steer(
         "directions": [{f.name: getattr(d, f.name) for f in fields(d) if f.name != "vectors"} for d in plan.directions],
         "command": command,
     }
-    asks = [[p.task.name, p.ids, [i.answer for i in p.items]] for p in (plan.extract, plan.chosen_on, plan.test)]
+    asks = [
+        [p.task.name, p.ids, [[i.id, i.answer, i.group] for i in p.items]]
+        for p in (plan.extract, plan.chosen_on, plan.test)
+    ]
     own = part_key({k: v for k, v in record.items() if k != "command"}, asks, sorted(plan.asked.ends))
     load = lru_cache(1)(lambda: rigged(plan, select))
     with workspace(out, record) as parts:

@@ -1,7 +1,8 @@
 """A matched pair of prompt files that is shipped: 60 questions that take several steps, 60 that take none.
 
-They come in pairs of one topic with like lengths (words within 3 in every pair, .5 apart on average) and one last
-character. Written for deltalens; nothing in them is anyone's data.
+They come in pairs of one topic. Both of a pair hold numbers of the same digits and, within 1, as many words and as many
+pieces, where every word, digit and mark is one; token counts then differ little, whatever the tokenizer. Written for
+deltalens; nothing in them is anyone's data.
 """
 
 from pathlib import Path

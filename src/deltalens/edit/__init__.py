@@ -1,0 +1,1 @@
+"""Edits as data, and the four ways in which one edit is carried out."""

@@ -1,0 +1,75 @@
+"""Δ_k: the leading part of a delta, its k a number, a share of the energy, or the spikes above noise and chance."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float64
+
+from deltalens.checkpoint.pair import Row
+from deltalens.checkpoint.read import BLOCK_BYTES
+from deltalens.edit.edit import Energy
+from deltalens.edit.form import Form, Triples, triples
+from deltalens.errors import BadInput, Refused
+from deltalens.spectrum.delta import Delta
+from deltalens.spectrum.edge import find_spikes, seed_of
+from deltalens.spectrum.gram import gram, singular_values, tridiagonalise
+from deltalens.spectrum.noise import floor_edge, noise_model, noise_sigma
+
+if TYPE_CHECKING:
+    from deltalens.edit.plan import Plan, Step
+
+
+def leading(opened: "Plan", row: Row, step: "Step") -> Form:
+    """Δ_k of the chosen part of a tensor; the whole of Δ is left as it is, with no SVD.
+
+    Raises:
+        Refused: Spikes are asked of an adapter or of some heads: rounding noise is that of whole stored matrices.
+    """
+    delta = step.mask * (opened.of("tuned", row) - opened.of("base", row))
+    rank, q = step.operation.rank, min(delta.shape)
+    if rank == "full" or (isinstance(rank, int) and rank >= q) or delta.zero:
+        return delta
+    if isinstance(rank, int):
+        return _kept(opened, row, step, delta, rank).first(rank)
+    if isinstance(rank, Energy):
+        found = _kept(opened, row, step, delta, q)
+        return found.first(energy_rank(found.sigma, rank.share))
+    if not np.all(step.mask == 1.0) or opened.models["tuned"].factors:
+        what = "an adapter" if opened.models["tuned"].factors else "some heads"
+        raise Refused(f'rank = "spikes" is defined for whole stored matrices, not for {what}', "rank = a number")
+    count = spikes(row)
+    return _kept(opened, row, step, delta, count).first(count)
+
+
+def energy_rank(sigma: Float64[np.ndarray, " q"], share: float) -> int:
+    """The least k with Σ_{≤k}σ² ≥ share·Σσ²."""
+    cumulative = np.cumsum(sigma**2)
+    return min(len(sigma), int(np.searchsorted(cumulative, share * cumulative[-1])) + 1) if len(sigma) else 0
+
+
+def spikes(row: Row) -> int:
+    """Singular values above the rounding floor and the sign-flip edge, as `measure` counts them by default.
+
+    Raises:
+        BadInput: The tensor holds NaN or Inf.
+    """
+    assert row.base is not None and row.tuned is not None
+    delta = Delta(row, BLOCK_BYTES)
+    sums = delta.scan()
+    if not sums.finite:
+        raise BadInput(f"{row.name.name} holds NaN or Inf")
+    form = tridiagonalise(gram(delta.blocks(), delta.short))
+    sigma = singular_values(form)
+    model = noise_model(row.tuned.dtype, both_rounded=False)
+    noise = noise_sigma(model, sums.binades_base, sums.binades_tuned, row.base.dtype, row.tuned.dtype)
+    return find_spikes(delta, form, sigma, floor_edge(noise, delta.rows, delta.cols), seed_of(row.name.name, 0)).count
+
+
+def _kept(opened: "Plan", row: Row, step: "Step", delta: Form, k: int) -> Triples:
+    """Triples of a delta, found once for every plan that shares `kept`."""
+    mask = "" if np.ndim(step.mask) == 0 else np.asarray(step.mask).tobytes().hex()
+    key = (opened.edit.base, opened.edit.tuned or "", row.name.name, mask)
+    found = opened.kept.get(key)
+    if found is None or found.left.shape[1] < min(k, found.rank):
+        found = opened.kept[key] = triples(delta, k)
+    return found
