@@ -36,7 +36,7 @@ def test_the_commands_exist(capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit) as stop:
             main([*verb, "--help"])
         assert stop.value.code == 0
-        shown_as = tuple(["deltalens", *verb])
+        shown_as = ("deltalens", *verb)
         options = {
             word
             for words in commands

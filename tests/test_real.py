@@ -1,5 +1,6 @@
 """A real language model through the same commands: SmolLM2-135M-Instruct (`make test-real`)."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -44,3 +45,35 @@ def test_it_is_evaluated_like_the_family(smollm2: Path, tmp_path: Path) -> None:
     assert p_think and max(p_think) < 1e-3  # it was never taught to think
     completions = Experiment.open(tmp_path / "e").results("eval").to_pylist()
     assert any(r["correct"] for r in completions if r["task"] == "refusal" and r["group"] == "harmless")
+
+
+@pytest.fixture(scope="session")
+def bank(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    out = str(tmp_path_factory.mktemp("real") / "bank.safetensors")
+    command = ["directions", "activations", str(smollm2), "--contrast", "prompts", "--layers", "10", "20", "--out", out]
+    assert main([*command, "--quiet"]) == 0
+    return out
+
+
+def test_a_direction_is_compared_with_refusal(smollm2: Path, bank: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", bank, "--refusal", str(smollm2), "--json", "--quiet"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert "supported" in str(found) or "undecided" in str(found) or "contradicted" in str(found)
+
+
+def test_it_is_probed_on_prompts_of_equal_length(smollm2: Path, bank: str, tmp_path: Path) -> None:
+    out = tmp_path / "probe"
+    assert main(["probe", str(smollm2), "--direction", bank, "--out", str(out), "--quiet"]) == 0
+    rows = Experiment.open(out).summary.to_pylist()
+    (length,) = (r for r in rows if r["arm"] == "prompt length")
+    assert length["n"] >= 48 and length["low"] < 0.5 < length["high"]
+    assert any(r["metric"] == "d" and r["arm"].startswith("direction") and r["low"] is not None for r in rows)
+
+
+def test_steering_it_has_arms_and_controls(smollm2: Path, bank: str, tmp_path: Path) -> None:
+    out = tmp_path / "steer"
+    asked = ["--layers", "20", "--alpha", "2", "--n", "2", "--max-tokens", "8", "--task", "choice"]
+    assert main(["steer", str(smollm2), "--direction", bank, *asked, "--out", str(out), "--quiet"]) == 0
+    arms = Experiment.open(out).arms.to_pylist()
+    assert sum(a["role"] == "control" for a in arms) >= 10
+    assert any(r["metric"] == "effect_minus_largest_control" for r in Experiment.open(out).summary.to_pylist())
