@@ -1,0 +1,234 @@
+"""Transitions: planted curves of known λ50, width and sharpness, and the sweep from base to tuned end to end."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from planted_pair import save_planted
+
+from deltalens.cli.sweep import Sweep
+from deltalens.errors import BadInput, Refused
+from deltalens.evaluate.behaviour import p_think
+from deltalens.evaluate.plan import Settings
+from deltalens.methods import pair_arms
+from deltalens.methods.pair import pairing
+from deltalens.methods.transition import FULL, SKIP_ATTENTION, SKIP_MLP, Transition, transition
+from deltalens.model.load import load
+from deltalens.store.experiment import Experiment
+from deltalens.sweep.transition import CLIP, POINTS, lambda_at, log_odds, sharpness, verdict, width
+
+LAMBDAS = np.linspace(0, 1, POINTS).tolist()
+PROMPTS = 80
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-x))
+
+
+def shifts(spread: float = 0.5) -> np.ndarray:
+    """An offset in log-odds of every prompt, symmetrical about 0."""
+    return spread * np.random.default_rng(0).permutation(np.linspace(-2, 2, PROMPTS))
+
+
+def logistic(slope: float, centre: float = 0.6) -> np.ndarray:
+    return sigmoid(slope * (np.array(LAMBDAS)[:, None] - centre) + shifts())
+
+
+def ramp(start: float, stop: float, height: float = 5.0) -> np.ndarray:
+    """Flat at −height, straight from `start` to `stop`, flat at +height, in log-odds."""
+    return sigmoid(np.interp(LAMBDAS, [start, stop], [-height, height])[:, None] + shifts())
+
+
+def said(p: np.ndarray) -> str:
+    return verdict(LAMBDAS, p, sharpness(LAMBDAS, p)).word
+
+
+@pytest.mark.parametrize("slope", [1.0, 4.0, 12.0, 30.0])
+def test_a_logistic_is_smooth_at_any_slope(slope: float) -> None:
+    p = logistic(slope)
+    found = sharpness(LAMBDAS, p)
+    if p.min() > CLIP and p.max() < 1 - CLIP:  # inside the clip a straight line has exactly its share
+        assert found["value"] == pytest.approx(0.2, abs=1e-9)
+    assert said(p) == "contradicted"
+
+
+def test_the_place_and_width_of_a_logistic_are_recovered() -> None:
+    for slope, centre in ((12.0, 0.6), (20.0, 0.37)):
+        p = sigmoid(slope * (np.array(LAMBDAS)[:, None] - centre) + 0 * shifts())
+        assert lambda_at(LAMBDAS, p)["value"] == pytest.approx(centre, abs=1e-9)
+        assert width(LAMBDAS, p)["value"] == pytest.approx(2 * np.log(9) / slope, abs=1e-9)
+        spread = lambda_at(LAMBDAS, logistic(slope, centre))
+        assert spread["low"] < centre < spread["high"] and spread["high"] - spread["low"] < 0.05
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0.4, 0.55), (0.7, 0.8), (0.5, 0.7)])
+def test_a_flat_ramp_flat_curve_is_sharp(start: float, stop: float) -> None:
+    p = ramp(start, stop)
+    found = sharpness(LAMBDAS, p)
+    assert found["value"] == pytest.approx(1.0) and said(p) == "supported"
+    plain = sigmoid(np.interp(LAMBDAS, [start, stop], [-5, 5])[:, None] + np.zeros(60))
+    assert lambda_at(LAMBDAS, plain)["value"] == pytest.approx((start + stop) / 2, abs=1e-9)
+    assert width(LAMBDAS, plain)["value"] == pytest.approx(2 * np.log(9) * (stop - start) / 10, abs=1e-9)
+
+
+def test_a_wide_ramp_is_undecided_and_has_its_share() -> None:
+    p = ramp(0.3, 0.7)
+    assert sharpness(LAMBDAS, p)["value"] == pytest.approx(0.5) and said(p) == "undecided"
+
+
+def test_the_window_may_begin_between_points() -> None:
+    lambdas = np.linspace(0, 1, 23).tolist()  # whose points lie .0455 apart: no two are .2 apart
+    p = sigmoid(np.interp(lambdas, [0, lambdas[9], lambdas[9] + 0.2, 1], [-5, -4, 4, 5])[:, None] + np.zeros(60))
+    knots = np.interp([lambdas[9], lambdas[9] + 0.2], lambdas, log_odds(p[:, 0]))
+    assert sharpness(lambdas, p)["value"] == pytest.approx((knots[1] - knots[0]) / 10, abs=1e-6)
+
+
+def test_what_clipping_hides_is_not_called_sharp() -> None:
+    steep = logistic(200.0)
+    assert sharpness(LAMBDAS, steep)["value"] > 0.6 and said(steep) == "undecided"
+
+
+def test_a_falling_measure_is_read_from_its_other_side() -> None:
+    p = ramp(0.4, 0.55)
+    for statistic in (sharpness, lambda_at, width):
+        up, down = statistic(LAMBDAS, p), statistic(LAMBDAS, 1 - p)
+        assert down["value"] == pytest.approx(up["value"]) and down["low"] == pytest.approx(up["low"])
+
+
+def test_nothing_is_said_of_a_curve_that_does_not_move_or_has_few_points_or_prompts() -> None:
+    rng = np.random.default_rng(0)
+    flat = sigmoid(rng.standard_normal((POINTS, PROMPTS)))
+    assert sharpness(LAMBDAS, flat)["value"] is None and said(flat) == "undecided"
+    p = ramp(0.4, 0.55)
+    assert "points" in verdict(LAMBDAS[::2], p[::2], sharpness(LAMBDAS[::2], p[::2])).why
+    few = sharpness(LAMBDAS, p[:, :20])
+    assert few["low"] is None and verdict(LAMBDAS, p[:, :20], few).word == "undecided"
+    assert lambda_at(LAMBDAS, 0.4 * p)["value"] is None and width(LAMBDAS, 0.5 + p / 2)["value"] is None
+
+
+def test_a_think_ratio_passes_one_half_between_its_points() -> None:
+    thought = np.zeros((3, 60))
+    thought[1, :15] = thought[2] = 1  # 0, ¼, 1
+    found = lambda_at([0.0, 0.4, 1.0], thought, odds=False)
+    assert found["value"] == pytest.approx(0.4 + 0.6 / 3) and found["low"] < found["value"] < found["high"]
+
+
+def test_points_outside_the_unit_interval_do_not_count() -> None:
+    wide = [-0.1, *LAMBDAS, 1.1]
+    p = np.vstack([np.full(PROMPTS, 0.9), ramp(0.4, 0.55), np.full(PROMPTS, 0.1)])
+    assert sharpness(wide, p)["value"] == pytest.approx(1.0)
+
+
+# The family, and a pair in which one attention matrix carries everything.
+
+PAIR = ("family:instruct", "family:reasoning")
+ASKED = Settings(n=50)
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("transition") / "out"
+
+
+@pytest.fixture(scope="module")
+def family(out: Path) -> Transition:
+    return transition(pairing(*PAIR, ASKED, "transition"), out=out)
+
+
+def value(found: Transition, arm: str, metric: str) -> float:
+    return next(
+        r["value"]
+        for r in found.summary
+        if (r["arm"], r["metric"]) == (arm, metric) and not r["group"] and not r.get("reference")
+    )
+
+
+def test_the_family_turns_on_greedily_long_before_its_probability_does(family: Transition) -> None:
+    greedy, smooth = (value(family, FULL, f"lambda50_{name}") for name in ("think_ratio", "p_think"))
+    assert greedy is not None and 0.35 < greedy < 0.6
+    assert smooth is not None and 0.6 < smooth < 0.75
+    assert family.curves[0].verdict.word == "contradicted"  # smooth in log-odds
+    assert value(family, "λ = 0", "think_ratio") == 0 and value(family, "λ = 1", "think_ratio") == 1
+    assert value(family, "λ = 0", "accuracy") < 0.3 and value(family, "λ = 1", "accuracy") > 0.9
+    for skipped in (SKIP_MLP, SKIP_ATTENTION):
+        assert value(family, f"λ = 1, {skipped}", "p_think") < 0.6
+        assert value(family, f"λ = 1, {skipped}", "accuracy") is not None
+
+
+def test_its_ends_are_the_models_themselves(family: Transition) -> None:
+    prompts = pairing(*PAIR, ASKED, "transition").prompts
+    for source, at in zip(PAIR, (0, -1), strict=True):
+        assert family.curves[0].p[at].tolist() == p_think(load(source)[0], prompts)
+    assert all(curve.p[0].tolist() == family.curves[0].p[0].tolist() for curve in family.curves)
+
+
+def test_completions_are_made_where_something_happens(family: Transition) -> None:
+    assert len(family.generated) <= 12 and {0.0, 1.0} <= set(family.generated)
+    for name in ("lambda50_think_ratio", "lambda50_p_think"):
+        at = value(family, FULL, name)
+        assert sum(abs(one - at) < 0.05 for one in family.generated) == 2, name
+
+
+def test_it_is_stored_and_resumes_without_a_model(
+    family: Transition, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = Experiment.open(out)
+    assert stored.record["recipe"] == "transition" and stored.results("transition").num_rows == len(family.rows)
+    assert stored.summary.num_rows == len(family.summary) and stored.arms.num_rows == len(family.arms) == 61
+    norms = stored.arms.column("norm_delta").to_pylist()
+    assert norms[10] == pytest.approx(norms[20] / 2) and norms[0] == 0
+    killed = next((out / "parts").iterdir())
+    killed.unlink()
+    loads = []
+    monkeypatch.setattr(pair_arms, "load", lambda *how: loads.append(how) or load(*how))
+    again = transition(pairing(*PAIR, ASKED, "transition"), out=out)
+    assert len(loads) == 1 and again.summary == family.summary and again.rows == family.rows
+    assert killed.is_file()
+    transition(pairing(*PAIR, ASKED, "transition"), out=out)
+    assert len(loads) == 1
+    with pytest.raises(Refused, match="another experiment"):
+        transition(pairing(*PAIR, ASKED, "transition"), points=22, out=out)
+
+
+def test_the_modules_that_carry_a_planted_change_are_found(tmp_path: Path) -> None:
+    base, tuned = save_planted(tmp_path)
+    found = transition(pairing(base, tuned, Settings(n=50, max_tokens=2), "transition"), points=3)
+    ends = {curve.name: float(curve.p[-1].mean()) for curve in found.curves}
+    start = float(found.curves[0].p[0].mean())
+    assert start < 0.1 and ends[FULL] > 0.6
+    assert ends[SKIP_MLP] == pytest.approx(ends[FULL], abs=0.05) and ends[SKIP_ATTENTION] == pytest.approx(
+        start, abs=0.05
+    )
+
+
+def test_a_mistake_is_found_without_torch() -> None:
+    code = (
+        "import sys\nfrom deltalens.cli.sweep import Sweep\n"
+        "try:\n    Sweep('family:instruct', 'family:reasoning', 'rank', task='nothing').run()\n"
+        "except Exception as problem:\n    print(problem, 'torch' in sys.modules)"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said.startswith("nothing: no such task") and said.endswith("False\n")
+
+
+def test_bad_input_is_said_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pair_arms, "load", lambda *_: pytest.fail("a model was loaded"))
+    with pytest.raises(BadInput, match="needs 21"):
+        Sweep(*PAIR, "transition", points=20).run()
+    with pytest.raises(BadInput, match="those of a transition"):
+        Sweep(*PAIR, "rank", points=21).run()
+    with pytest.raises(BadInput, match="no such task"):
+        Sweep(*PAIR, "transition", task="nothing").run()
+    with pytest.raises(BadInput, match="named twice"):
+        Sweep(PAIR[0], PAIR[0], "transition").run()
+    with pytest.raises(BadInput, match="--out is empty"):
+        Sweep(*PAIR, "transition", out="").run()
+
+
+def test_what_is_printed(family: Transition, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert Sweep(*PAIR, "transition", n=50, out=str(out), quiet=True).run() == 0
+    said = capsys.readouterr().out
+    assert "λ50 of the greedy think ratio" in said and "contradicted: smooth in log-odds" in said
+    assert f"{value(family, FULL, 'lambda50_p_think'):.3f} [" in said and f"stored in {out}" in said
