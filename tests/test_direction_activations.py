@@ -1,6 +1,7 @@
 """Directions from activations: planted ones found, spans to the token, and the verbs as a user meets them."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,23 +13,29 @@ from deltalens.checkpoint.chat import read_chat
 from deltalens.checkpoint.pair import Pair
 from deltalens.checkpoint.source import open_checkpoint, resolve
 from deltalens.cli.compare import Compare
-from deltalens.cli.directions import Activations, Weights, groups, rendered
-from deltalens.direction import activations
+from deltalens.cli.directions import Activations, Weights
+from deltalens.direction import spans
 from deltalens.direction.activations import (
     Place,
     from_models,
     from_prompts,
-    from_spans,
     matrix_inputs,
     mean_writes,
     read,
 )
 from deltalens.direction.bank import read_bank, read_direction
+from deltalens.direction.compare import compare
 from deltalens.direction.direction import SAMPLES, Direction
+from deltalens.direction.spaces import SPACE_OF
+from deltalens.direction.spans import from_spans
+from deltalens.direction.weights import from_run, pair_of
 from deltalens.errors import BadInput, Refused
 from deltalens.evaluate.tasks.registry import task
+from deltalens.methods.matched import read_groups, rendered
 from deltalens.model.load import load
+from deltalens.model.points import NAMES
 from deltalens.spectrum.measure import measure_diff
+from deltalens.store.run import Run
 
 LAYER = 2
 O_PROJ = f"model.layers.{LAYER}.self_attn.o_proj.weight"
@@ -174,7 +181,7 @@ def test_a_behaviour_is_its_window_less_the_rest(base, chat) -> None:
     for item, prompt, completion in zip(items, prompts, completions, strict=True):
         inside = chat.encode(item.work)
         at = next(i for i, token in enumerate(inside) if chat.decode([token]).startswith(" d="))
-        window = range(max(0, at - activations.BEFORE), min(len(inside), at + activations.AFTER))
+        window = range(max(0, at - spans.BEFORE), min(len(inside), at + spans.AFTER))
         with torch.no_grad():
             text = torch.tensor([[*prompt, *completion]])
             states = base(input_ids=text, output_hidden_states=True).hidden_states[2][0].double().numpy()
@@ -187,6 +194,33 @@ def test_a_behaviour_is_its_window_less_the_rest(base, chat) -> None:
         from_spans(base, chat, prompts, completions, Place(), {}, 0, pattern="wait")
     with pytest.raises(BadInput, match="no regular expression"):
         from_spans(base, chat, prompts, completions, Place(), {}, 0, pattern="(")
+
+
+def test_a_site_has_the_space_of_the_matrix_side_there(base, prompts, planted_run: str) -> None:
+    assert set(SPACE_OF) == set(NAMES)
+    run = Run.open(planted_run)
+    acts = from_prompts(base, prompts[:20], prompts[20:40], Place("head_in", (LAYER,)), {}, 0)
+    (right,) = (
+        d for d in from_run(run, pair_of(run), "*o_proj", 1) if d.id.endswith(f"{LAYER}.self_attn.o_proj.right")
+    )
+    assert {d.space for d in acts} == {right.space} == {"head space"}
+    assert compare([right], acts)
+
+
+def test_spans_end_where_an_evaluation_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A generation config that names no ending token leaves it to the config, before the tokenizer."""
+    model = tmp_path / "model"
+    shutil.copytree(resolve("family:reasoning"), model)
+    (model / "generation_config.json").write_text("{}")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"eos_token_id": 7}))
+    seen = []
+    monkeypatch.setattr(
+        "deltalens.model.generate.generate_ids", lambda m, ids, d, *, ends: seen.append(ends) or [[7]] * len(ids)
+    )
+    with pytest.raises(BadInput, match="too few or all as long"):
+        Activations(str(model), str(tmp_path / "b"), contrast="spans", layers=(1,), quiet=True).run()
+    assert seen == [{7}]
 
 
 def test_identical_models_have_no_direction(base, prompts) -> None:
@@ -216,7 +250,8 @@ def test_the_verbs_find_what_was_planted(
     models = Activations(str(folder), acts, against="family:instruct", quiet=True)
     assert models.run() == 0
     assert cosine(read_direction(f"{acts}#layers.{LAYER}.difference").vectors[0], u) > 0.9
-    assert "tuned − base" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "tuned − base" in said and "±1.96/√128 = ±0.17" in said
     with pytest.raises(Refused, match="exists"):
         models.run()
     assert Compare(weights, acts, json=True).run() == 0
@@ -249,14 +284,14 @@ def test_prompts_and_spans_as_verbs(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_default_prompts_follow_the_tokenizer(chat, tmp_path: Path) -> None:
-    first, second, names, paired = groups(chat, None)
+    first, second, names, paired = read_groups(chat, None)
     assert (len(first), len(second), names, paired) == (60, 60, ("chain-hard", "chain-easy"), False)
     a, b = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
     a.write_text('{"id": "a/1", "prompt": "x"}\n')
     b.write_text('{"id": "b/1", "prompt": "y"}\n')
-    first, second, names, paired = groups(chat, f"{a},{b}")
+    first, second, names, paired = read_groups(chat, f"{a},{b}")
     assert ([i.prompt for i in first + second], names, paired) == (["x", "y"], ("a", "b"), True)
-    assert groups(chat, str(a))[1] == []
+    assert read_groups(chat, str(a))[1] == []
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 from deltalens.checkpoint.header import read_header
 from deltalens.edit import form as form_module
 from deltalens.edit.form import Form, Stored, triples
-from deltalens.edit.ranks import energy_rank
+from deltalens.spectrum.ranks import energy_rank, shape_of
 
 SHAPES = {"tall": (40, 12), "wide": (12, 40), "vector": (12,), "stack": (3, 4, 5), "scalar": ()}
 
@@ -96,3 +96,5 @@ def test_a_zero_delta_has_no_direction(tmp_path: Path) -> None:
 def test_energy_picks_the_least_rank() -> None:
     sigma = np.array([2.0, 1.0, 1.0])  # shares 4/6, 5/6, 1
     assert [energy_rank(sigma, share) for share in (0.1, 0.66, 0.67, 0.84, 1.0)] == [1, 1, 2, 3, 3]
+    assert energy_rank(1e-200 * sigma, 0.84) == shape_of(sigma)["rank_90"] == 3  # σ² would underflow
+    assert energy_rank(0 * sigma, 0.5) == 0

@@ -10,12 +10,15 @@ import torch
 from edit_pairs import save_bank, save_pair
 from factories import perturb, tiny_config, tiny_tensors, write_checkpoint, write_pair
 from safetensors.torch import load_file, save_file
+from tiny_models import WIDTH
 
 from deltalens.checkpoint.names import stem
 from deltalens.checkpoint.pair import Row
-from deltalens.direction.bank import read_direction
+from deltalens.direction.bank import read_direction, write_bank
+from deltalens.direction.direction import Direction
 from deltalens.edit.adapter import Factors, read_adapter, write_adapter
 from deltalens.edit.edit import OPERATORS, from_record
+from deltalens.edit.operators import orthonormal
 from deltalens.edit.plan import Plan, plan
 from deltalens.edit.ranks import spikes
 from deltalens.edit.select import editable
@@ -181,6 +184,37 @@ def test_a_cut_leaves_nothing_to_write_or_to_read(architecture: str, tmp_path: P
     centred = r - r.mean(axis=0) if architecture in ("gpt2", "phi") else r
     read = cut("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj") if architecture != "gpt2" else cut("up_proj")
     assert np.abs(read[reader] @ seen(before, centred)).max() < 1e-5 * np.linalg.norm(read[reader], 2)
+
+
+def test_a_cut_takes_no_axis_that_the_direction_does_not_span(tmp_path: Path) -> None:
+    """A LayerNorm takes an all-ones direction out by itself; of (ones, r) it leaves r alone."""
+    base, _ = save_pair(tmp_path / "pair", "gpt2")
+    ones = np.ones((1, WIDTH), np.float32)
+    r = np.random.default_rng(0).standard_normal((1, WIDTH)).astype(np.float32)
+    vectors = {"ones": ones, "r": r, "both": np.concatenate([ones, r])}
+    bank = tmp_path / "bank.safetensors"
+    write_bank(bank, [Direction(name, v, 1, "difference", "residual", "resid_post") for name, v in vectors.items()])
+
+    def cut(name: str, kind: str) -> dict[str, np.ndarray]:
+        return made(opened(base, None, {"operator": "cut", "direction": f"{bank}#{name}", "kinds": [kind]}))
+
+    reader = "transformer.h.1.mlp.c_fc.weight"
+    np.testing.assert_allclose(cut("both", "up_proj")[reader], cut("r", "up_proj")[reader], atol=1e-6)
+    with pytest.raises(Refused, match=r"nothing of direction ones passes h\.0\.ln_2"):
+        cut("ones", "up_proj")
+    assert cut("ones", "down_proj")  # writers have no norm before the stream
+
+
+@pytest.mark.parametrize(
+    ("columns", "rank"),
+    [([[1, 0, 0], [1, 0, 0]], 1), ([[1, 0, 0], [0, 0, 0]], 1), ([[1e-9, 0, 0]], 0), ([[1, 2, 3]], 1)],
+)
+def test_a_basis_spans_its_columns_and_no_more(columns: list[list[float]], rank: int) -> None:
+    given = np.array(columns, np.float64).T
+    q = orthonormal(given, 1.0)
+    assert q.shape == (3, rank)
+    np.testing.assert_allclose(q.T @ q, np.eye(rank), atol=1e-12)
+    np.testing.assert_allclose(q @ (q.T @ given), given, atol=1e-8)
 
 
 def _raw(folder: Path) -> dict[str, np.ndarray]:

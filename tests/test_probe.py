@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from deltalens.checkpoint.chat import Chat, read_chat
 from deltalens.checkpoint.source import open_checkpoint, resolve
-from deltalens.cli.probe import Probe
+from deltalens.cli.probe import Probe, show
 from deltalens.direction.activations import Place, from_prompts, read
 from deltalens.direction.bank import write_bank
 from deltalens.direction.direction import Direction
@@ -374,6 +374,27 @@ def test_what_cannot_be_told_is_undecided(bank: str, files: str, tmp_path: Path)
     write_bank(again, [Direction(bare.id, bare.vectors, 1, "difference", "residual", "resid_post", source=source)])
     found = probe(plan(Settings("family:reasoning", again, files, max_tokens=1)))
     assert found.verdict.startswith("undecided: the direction was made from these very prompts")
+
+
+def test_examples_end_where_an_evaluation_ends(bank: str, files: str, chat: Chat, tmp_path: Path) -> None:
+    """A generation config that names no ending token leaves it to the config, before the tokenizer."""
+    model = tmp_path / "model"
+    shutil.copytree(resolve("family:reasoning"), model)
+    (model / "generation_config.json").write_text("{}")
+    assert chat.think is not None
+    config = json.loads((model / "config.json").read_text()) | {"eos_token_id": chat.think.open_ids[0]}
+    (model / "config.json").write_text(json.dumps(config))
+    found = probe(plan(Settings(str(model), f"{bank}#layers.1.difference", files, max_tokens=4)))
+    generated = [row for row in found.tokens if (row["group"], row["phase"]) == ("chains", "generation")]
+    assert [row["token"] for row in generated] == ["<think>"]
+
+
+def test_every_auc_is_shown_with_its_interval(capsys: pytest.CaptureFixture[str]) -> None:
+    (found,) = separations(synthetic(0, shift=1.0), draws=19, permutations=19)
+    show("model", [found])
+    value, low, high = found.auc_normalised
+    assert f"{value:.2f} [{low:.2f}, {high:.2f}]" in capsys.readouterr().out
+    assert found.auc_normalised != found.auc
 
 
 def test_mean_over_several_tokens(bank: str, files: str) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from deltalens.errors import BadInput, Refused
 from deltalens.model.points import NAMES, attach
-from deltalens.model.sites import Site, input_of, keys_values, sites_of
+from deltalens.model.sites import Site, input_of, sites_of
 
 IDS = torch.tensor([[3, 70, 22, 9, 101, 54], [88, 14, 3, 61, 40, 7]])
 
@@ -64,7 +64,8 @@ def test_values_and_keys_are_those_that_are_cached(architecture: str) -> None:
     found = activations(model, [Site("k", 1), Site("v", 1), *(Site("v", 1, h) for h in range(2))])
     with torch.no_grad():
         out = model(input_ids=IDS, use_cache=True)
-    keys, values = keys_values(out[1], 1)
+    cached = out[1].layers[1]
+    keys, values = cached.keys, cached.values
     assert torch.equal(found[Site("v", 1)].view(2, 6, -1, HEAD).transpose(1, 2), values)
     assert torch.equal(found[Site("v", 1, 1)], values[:, 1])
     if architecture not in ("qwen3", "olmo2"):  # they normalise keys in between

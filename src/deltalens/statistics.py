@@ -187,22 +187,15 @@ def _bca(
     return np.quantile(sample, shares).tolist()
 
 
-def permutation_p(
-    observed: float, null: Values, alternative: Literal["greater", "less", "two-sided"] = "greater"
-) -> float:
+def permutation_p(observed: float, null: Values) -> float:
     """P-value of an observation against at least 19 draws of its null, (1 + #{null ≥ observed})/(1 + draws).
 
     The observation counts as one of the draws, so p is never 0 and is valid at any number of draws
-    (Phipson and Smyth 2010). Two-sided: twice the smaller one-sided p, at most 1.
+    (Phipson and Smyth 2010).
     """
     draws = _array(null, DRAWS)
     _array([observed], 1)
-    tails = {"greater": int((draws >= observed).sum()), "less": int((draws <= observed).sum())}
-    if alternative == "two-sided":
-        return min(1.0, 2 * (1 + min(tails.values())) / (1 + len(draws)))
-    if alternative not in tails:
-        raise ValueError(f"alternative {alternative!r} is none of greater, less, two-sided")
-    return (1 + tails[alternative]) / (1 + len(draws))
+    return (1 + int((draws >= observed).sum())) / (1 + len(draws))
 
 
 def max_t(observed: Values, null: Real[np.ndarray, "draws tests"]) -> list[float]:

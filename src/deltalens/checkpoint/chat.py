@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 MODES = ("free", "forced", "closed")
 # Tags in use, the commonest first; all but the first pair count only where a template or an added token names them.
-_TAGS = (
+TAGS = (
     ("<think>", "</think>"),
     ("<thinking>", "</thinking>"),
     ("<thought>", "</thought>"),
@@ -227,7 +227,7 @@ def _tags(chat: Chat, prompt: str) -> tuple[str, str]:
         lambda pair: chat.template is not None and any(tag in chat.template for tag in pair),
         lambda pair: added.issuperset(pair),
     )
-    return next((pair for test in tests for pair in _TAGS if test(pair)), _TAGS[0])
+    return next((pair for test in tests for pair in TAGS if test(pair)), TAGS[0])
 
 
 def _without(prompt: str, opening: str) -> str:

@@ -18,6 +18,9 @@ KINDS = [
     "other",
 ]
 
+LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""The seven kinds of matrix of a dense block."""
+
 # Wrappers around the text stack. Vision, audio and speculative (`mtp.`) stacks have others, and must not
 # pass for it.
 _PREFIXES = (

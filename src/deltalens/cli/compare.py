@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from deltalens.cli.directions import Dtype, chat_of, rendered, say
-from deltalens.cli.display import out, table
+from deltalens.cli.display import Dtype, chat_of, out, say, table
 from deltalens.errors import BadInput, printable
 
 if TYPE_CHECKING:
@@ -81,6 +80,7 @@ class Compare:
         """The refusal direction of a model, layer by layer, from requests that no evaluation is shown on."""
         from deltalens.direction.activations import Place, from_prompts
         from deltalens.evaluate.tasks.registry import can, task
+        from deltalens.methods.matched import rendered
         from deltalens.model.load import load
 
         chat = chat_of(source)

@@ -2,14 +2,12 @@
 
 import shlex
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from deltalens.cli.display import err, measuring, out
+from deltalens.cli.display import err, measuring, out, target
 from deltalens.cli.measure import show
-from deltalens.errors import BadInput
 
 PAIRS = (("base", "instruct"), ("instruct", "reasoning"))
 """Ordinary fine-tuning first: what it also does is not specific to reasoning."""
@@ -30,19 +28,18 @@ class Demo:
         from deltalens.report.page import write_page
         from deltalens.spectrum.measure import measure_diff
 
-        if not self.out:
-            raise BadInput("--out is empty", "--out DIRECTORY")
-        folder = Path(self.out)
+        folder = target(self.out)
+        assert folder is not None
         say = None if self.quiet else err
         runs = []
         for base, tuned in PAIRS:
             pair = Pair.open(f"family:{base}", f"family:{tuned}")
-            target = folder / f"{base}-to-{tuned}"
-            command = shlex.join(["deltalens", "measure", f"family:{base}", f"family:{tuned}", "--out", str(target)])
+            run = folder / f"{base}-to-{tuned}"
+            command = shlex.join(["deltalens", "measure", f"family:{base}", f"family:{tuned}", "--out", str(run)])
             if not self.quiet:
                 err(command)
             with measuring(self.quiet) as progress:
-                runs.append(measure_diff(pair, target, context=True, progress=progress, say=say, command=command))
+                runs.append(measure_diff(pair, run, context=True, progress=progress, say=say, command=command))
         for run in runs:
             show(run)
             out("")

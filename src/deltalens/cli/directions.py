@@ -2,24 +2,19 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from deltalens.cli.display import err, number, out, table
+from deltalens.cli.display import Dtype, chat_of, number, out, say, table
 from deltalens.errors import BadInput, Refused, printable
 
 if TYPE_CHECKING:
     from deltalens.checkpoint.chat import Chat
     from deltalens.direction.direction import Direction
     from deltalens.evaluate.tasks.item import Item
-
-PROMPTS = 60
-"""Prompts of a group that a task generates; as many as the shipped sets hold."""
-
-Dtype = Literal["auto", "float32", "float16", "bfloat16"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +54,11 @@ class Weights:
         inputs = None
         if self.orient is not None:
             from deltalens.direction.activations import Place, matrix_inputs
+            from deltalens.methods.matched import read_groups, rendered
             from deltalens.model.load import load
 
             chat = chat_of(self.orient)
-            first, _, _, _ = groups(chat, None)
+            first, _, _, _ = read_groups(chat, None)
             say(self.quiet, f"reading the inputs of the matrices of {self.orient} on {len(first)} prompts")
             model, _ = load(self.orient, self.dtype, self.device)
             inputs = matrix_inputs(model, pair, rendered(chat, first), Place())
@@ -121,8 +117,10 @@ class Activations:
         if self.pattern is not None and contrast != "spans":
             raise BadInput("--pattern finds spans of a behaviour", "--contrast spans")
         free(self.out)
+        from deltalens.methods.matched import read_groups
+
         chat = chat_of(self.model)
-        first, second, names, paired = groups(chat, self.prompts, self.seed, every_depth=contrast == "spans")
+        first, second, names, paired = read_groups(chat, self.prompts, self.seed, every_depth=contrast == "spans")
         if contrast == "prompts" and not second:
             raise BadInput("--contrast prompts needs two groups", "--prompts A.jsonl,B.jsonl")
         from deltalens.direction.bank import write_bank
@@ -145,13 +143,14 @@ class Activations:
         paired: bool,
     ) -> "list[Direction]":
         from deltalens.direction import activations as read
+        from deltalens.methods.matched import rendered
         from deltalens.model.load import load
         from deltalens.model.select import parse_selector
 
         place = read.Place(self.site, self.layers, parse_selector(self.select, chat.think))
         source: dict[str, Any] = {"model": self.model, "template": chat.template_hash, "select": self.select}
         source |= {"split": "extract"}
-        model, tokenizer = load(self.model, self.dtype, self.device)
+        model, _ = load(self.model, self.dtype, self.device)
         if contrast == "prompts":
             say(self.quiet, f"reading {len(first)} and {len(second)} prompts: {' and '.join(names)}")
             both = rendered(chat, first), rendered(chat, second)
@@ -162,16 +161,20 @@ class Activations:
         source |= {"prompts": list(names[:1])}
         if contrast == "models":
             return self._between_models(model, rendered(chat, first), place, source)
-        from deltalens.model.generate import Decoding, ending_ids, generate_ids
+        from deltalens.checkpoint.source import open_checkpoint
+        from deltalens.direction.spans import from_spans
+        from deltalens.evaluate.agree import ending_ids
+        from deltalens.model.generate import Decoding, generate_ids
 
         if chat.think is None:
             raise BadInput(f"{self.model} has no think format, so there are no spans of thinking", "--contrast prompts")
         ids = rendered(chat, first, "forced")
         limit = self.max_tokens or (96 if self.model.startswith("family:") else 4096)
         say(self.quiet, f"generating {len(ids)} completions of at most {limit} tokens")
-        completions = generate_ids(model, ids, Decoding(limit), ends=ending_ids(model, tokenizer))
+        ends = ending_ids(open_checkpoint(self.model), chat)
+        completions = generate_ids(model, ids, Decoding(limit), ends=ends)
         source |= {"mode": "forced", "max_tokens": limit, "select": "think"}
-        return read.from_spans(model, chat, ids, completions, place, source, self.seed, pattern=self.pattern)
+        return from_spans(model, chat, ids, completions, place, source, self.seed, pattern=self.pattern)
 
     def _between_models(
         self, model: Any, ids: list[list[int]], place: Any, source: dict[str, Any]
@@ -196,63 +199,9 @@ def free(path: str) -> None:
         raise Refused(f"{path} exists", "--out NEW")
 
 
-def chat_of(source: str) -> "Chat":
-    """Template and tokenizer of a model."""
-    from deltalens.checkpoint.chat import read_chat
-    from deltalens.checkpoint.source import open_checkpoint
-
-    return read_chat(open_checkpoint(source))
-
-
-def groups(
-    chat: "Chat", prompts: str | None, seed: int = 0, every_depth: bool = False
-) -> "tuple[list[Item], list[Item], tuple[str, ...], bool]":
-    """The prompts of both groups, what to call these, and whether prompt i of both belong together.
-
-    Args:
-        chat: Of the model that reads them: the shipped questions are asked where its tokenizer can write them, else
-            the family's chains.
-        prompts: `A.jsonl[,B.jsonl]`, None for the default. Of a file every other prompt is read: its extract half.
-        seed: Of generated prompts.
-        every_depth: Take chains of every depth, not only hard ones: thinking about them differs in length.
-    """
-    from deltalens.direction.prompts import PLAIN, REASONING
-    from deltalens.evaluate.tasks import jsonl
-    from deltalens.evaluate.tasks.registry import can, task
-
-    if prompts is not None:
-        paths = [Path(name) for name in prompts.split(",")]
-        if len(paths) > 2:
-            raise BadInput(f"--prompts names {len(paths)} files", "--prompts A.jsonl,B.jsonl")
-    else:
-        paths = [REASONING, PLAIN]
-        writes = can(chat)
-        if not all(writes(item.prompt) for path in paths for item in jsonl.read(path)):
-            chains = [task("chain" if every_depth else "chain-hard", writes), task("chain-easy", writes)]
-            first, second = (chain.items("extract", PROMPTS, seed) for chain in chains)
-            return first, second, tuple(chain.name for chain in chains), False
-    found = [jsonl.read(path)[0::2] for path in paths]  # the others are left for `probe` and `steer` to test on
-    first, second = found[0], found[1] if len(found) == 2 else []
-    topics = [[item.id.rpartition("/")[2] for item in group] for group in (first, second)]
-    return first, second, tuple(path.stem for path in paths), topics[0] == topics[1]
-
-
-def rendered(chat: "Chat", items: "Sequence[Item]", mode: str = "free") -> list[list[int]]:
-    """Prompts as token ids up to the first free position, rendered as an evaluation renders them."""
-    from deltalens.evaluate.prompts import encoded
-
-    return [encoded(chat, item, mode) for item in items]
-
-
-def say(quiet: bool, text: str) -> None:
-    """A line of progress."""
-    if not quiet:
-        err(printable(text))
-
-
 def described(d: "Direction") -> dict[str, Any]:
     """A direction without its vectors, for JSON."""
-    return {f.name: getattr(d, f.name) for f in fields(d) if f.name != "vectors"} | {"shape": list(d.vectors.shape)}
+    return d.record | {"shape": list(d.vectors.shape)}
 
 
 def show_weights(found: "Sequence[Direction]", path: str) -> None:
@@ -311,6 +260,8 @@ def show_activations(found: "Sequence[Direction]", path: str) -> None:
     )
     out("v: difference of means; ‖h‖: mean norm of the second group. probe, held out: accuracy with its 95 % interval.")
     out("Last columns: cosine of v with the other estimates; o, down write: E[ΔW x] with the tuned side's x.")
+    width = first.vectors.shape[1]
+    out(f"Random vectors: 95 % of cosines within ±1.96/√{width} = ±{1.96 / width**0.5:.2f}.")
     out(printable(f"stored in {path}"))
 
 

@@ -1,17 +1,23 @@
-"""What a person sees: tables on stdout, progress on stderr, and no control characters from anyone's file."""
+"""What verbs share: flags, tables on stdout, progress on stderr, and no control characters from anyone's file."""
 
 import io
+import shlex
 import shutil
 import sys
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
-from deltalens.errors import printable
+from deltalens.errors import BadInput, printable
 
 if TYPE_CHECKING:
+    from deltalens.checkpoint.chat import Chat
     from deltalens.store.engine import Progress
+
+Dtype = Literal["auto", "float32", "float16", "bfloat16"]
+"""The flag of every verb that runs a model."""
 
 _TABLE_WIDTH = 200
 _PLAIN_EVERY = 10.0
@@ -34,6 +40,36 @@ def err(text: str) -> None:
 def warn(text: str) -> None:
     """One warning on stderr."""
     err(printable(f"warning: {text}"))
+
+
+def say(quiet: bool, text: str) -> None:
+    """A line of progress."""
+    if not quiet:
+        err(printable(text))
+
+
+def invocation() -> str:
+    """The command line as it was typed, for a record."""
+    return shlex.join(["deltalens", *sys.argv[1:]])
+
+
+def target(path: str | None) -> Path | None:
+    """The directory that `--out` names; None without the flag.
+
+    Raises:
+        BadInput: It is empty: a shell variable without a value.
+    """
+    if path == "":
+        raise BadInput("--out is empty", "--out DIRECTORY")
+    return None if path is None else Path(path)
+
+
+def chat_of(source: str) -> "Chat":
+    """Template and tokenizer of a model."""
+    from deltalens.checkpoint.chat import read_chat
+    from deltalens.checkpoint.source import open_checkpoint
+
+    return read_chat(open_checkpoint(source))
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 2) -> None:
@@ -73,6 +109,16 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], lef
 def number(value: float | None, form: str = ".3g") -> str:
     """A number for a table, an en dash where there is none."""
     return "–" if value is None else format(value, form)
+
+
+def interval(value: float | None, low: float | None, high: float | None, form: str) -> str:
+    """A number for a table with its interval, where it has one."""
+    return number(value, form) + ("" if low is None else f" [{low:{form}}, {high:{form}}]")
+
+
+def estimate(row: Mapping[str, Any], form: str) -> str:
+    """The number of a summary row with its interval."""
+    return interval(row["value"], row["low"], row["high"], form)
 
 
 def size(count: float) -> str:

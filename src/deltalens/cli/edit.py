@@ -1,16 +1,13 @@
 """`deltalens edit`: carry out an edit file on a model, prove it, and write the edited checkpoint."""
 
 import json
-import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from deltalens.cli.display import measuring, number, out, table, warn
+from deltalens.cli.display import invocation, measuring, number, out, table, target, warn
 from deltalens.errors import BadInput, printable
 
 if TYPE_CHECKING:
@@ -46,19 +43,18 @@ class Edit:
         return carry_out(read_edit(self.spec), self.out, self.prove, self.stochastic_rounding, self.json, self.quiet)
 
 
-def carry_out(edit: "Asked", target: str | None, prove: bool, seed: int | None, as_json: bool, quiet: bool) -> int:
+def carry_out(edit: "Asked", to: str | None, prove: bool, seed: int | None, as_json: bool, quiet: bool) -> int:
     """Plan an edit, prove it where asked, write it where asked, and print all three."""
     from deltalens.edit.checkpoint import check_target, write_checkpoint
     from deltalens.edit.plan import plan
     from deltalens.edit.shares import left_along, touched_shares
 
-    if target == "":
-        raise BadInput("--out is empty", "--out DIRECTORY")
-    if seed is not None and target is None and not prove:
+    folder = target(to)
+    if seed is not None and folder is None and not prove:
         raise BadInput("--stochastic-rounding says how a checkpoint is written", "--out DIRECTORY")
     opened = plan(edit)
-    if target is not None:
-        check_target(opened, Path(target).absolute())
+    if folder is not None:
+        check_target(opened, folder.absolute())
     for note in opened.notes:
         warn(note)
     shares = touched_shares(opened)
@@ -68,10 +64,11 @@ def carry_out(edit: "Asked", target: str | None, prove: bool, seed: int | None, 
         from deltalens.edit.prove import prove as run_proof  # loads torch
 
         proof = run_proof(opened, seed)
-    if target is not None:
-        command = shlex.join(["deltalens", *sys.argv[1:]])
+    if folder is not None:
         with measuring(quiet, "edit") as progress:
-            written = write_checkpoint(opened, target, seed=seed, share=shares[-1], command=command, progress=progress)
+            written = write_checkpoint(
+                opened, folder, seed=seed, share=shares[-1], command=invocation(), progress=progress
+            )
     if as_json:
         out(json.dumps(_record(opened, shares, left, proof, written), indent=2, ensure_ascii=False))
         return 0

@@ -1,17 +1,14 @@
 """`deltalens eval`: what models do, with intervals, and how they differ from the first one."""
 
 import json
-import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
 
-from deltalens.cli.display import err, measuring, number, out, table
-from deltalens.errors import BadInput, printable
+from deltalens.cli.display import Dtype, err, estimate, invocation, measuring, number, out, table, target
+from deltalens.errors import printable
 
 _RATES = ("accuracy", "forced_accuracy", "closed_accuracy", "think_ratio", "p_think", "p_skip")
 _PLAIN = ("think_tokens", "tokens", "truncated", "truncated_inside", "format_failures", "loops", "kl")
@@ -62,7 +59,7 @@ class Eval:
     """Keep every completion and number here; the same command resumes."""
     batch_size: int = 64
     """Rows decoded together."""
-    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    dtype: Dtype = "auto"
     """Of computation; auto: float32 on a CPU, as stored on a GPU."""
     device: str = "auto"
     """cpu or cuda; auto takes a GPU where there is one."""
@@ -75,8 +72,7 @@ class Eval:
         """Evaluate, print a table per task and one of differences."""
         from deltalens.evaluate.plan import Settings, plan
 
-        if self.out == "":
-            raise BadInput("--out is empty", "--out DIRECTORY")
+        folder = target(self.out)
         asked = plan(
             self.models,
             Settings(
@@ -96,9 +92,7 @@ class Eval:
         from deltalens.evaluate.suite import evaluate  # loads torch: not before every mistake is found
 
         with measuring(self.quiet, "eval") as progress:
-            found = evaluate(
-                asked, Path(self.out) if self.out else None, progress, shlex.join(["deltalens", *sys.argv[1:]])
-            )
+            found = evaluate(asked, folder, progress, invocation())
         if self.json:
             out(json.dumps(found.summary, indent=2, ensure_ascii=False))
             return 0
@@ -107,7 +101,7 @@ class Eval:
         show_text(asked.text[0], found.summary)
         show_differences(self.models[0], found.summary)
         out(_LEGEND)
-        if self.out:
+        if folder is not None:
             out(printable(f"stored in {self.out}"))
         return 0
 
@@ -128,11 +122,11 @@ def show_task(name: str, description: str, summary: Sequence[dict[str, Any]]) ->
         left=1,
     )
     if groups:
-        columns = [(g, m) for g in groups for m in ("accuracy",) if any((arm, g, m) in cells for arm in arms)]
+        columns = [group for group in groups if any((arm, group, "accuracy") in cells for arm in arms)]
         table(
             "",
-            ["accuracy", *(group for group, _ in columns)],
-            [[arm, *(_short(cells.get((arm, group, metric))) for group, metric in columns)] for arm in arms],
+            ["accuracy", *columns],
+            [[arm, *(_short(cells.get((arm, group, "accuracy"))) for group in columns)] for arm in arms],
             left=1,
         )
 
@@ -145,7 +139,7 @@ def show_text(name: str, summary: Sequence[dict[str, Any]]) -> None:
     table(
         f"perplexity of {name} ({rows[0]['n']} pieces)",
         ["model", "perplexity"],
-        [[row["arm"], f"{row['value']:.3f}{_interval(row, '.3f')}"] for row in rows],
+        [[row["arm"], estimate(row, ".3f")] for row in rows],
         left=1,
     )
 
@@ -165,7 +159,7 @@ def show_differences(reference: str, summary: Sequence[dict[str, Any]]) -> None:
                 row["arm"],
                 row["task"],
                 _WORDS[row["metric"]],
-                f"{row['value']:+.3f}{_interval(row, '+.3f')}",
+                estimate(row, "+.3f"),
                 _p(row.get("p_holm")),
             ]
             for row in rows
@@ -193,11 +187,7 @@ def _probability(value: float) -> str:
 
 
 def _short(row: dict[str, Any] | None) -> str:
-    return "–" if row is None else f"{row['value']:.2f}{_interval(row, '.2f')}"
-
-
-def _interval(row: dict[str, Any], form: str) -> str:
-    return "" if row["low"] is None else f" [{row['low']:{form}}, {row['high']:{form}}]"
+    return "–" if row is None else estimate(row, ".2f")
 
 
 def _p(value: float | None) -> str:

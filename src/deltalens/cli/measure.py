@@ -2,13 +2,12 @@
 
 import json
 import shlex
-import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from deltalens.cli.display import duration, err, measuring, number, out, table, warn
+from deltalens.cli.display import duration, err, invocation, measuring, number, out, table, warn
 from deltalens.errors import printable
 
 if TYPE_CHECKING:
@@ -67,7 +66,7 @@ class Measure:
                 verify=self.verify,
                 progress=progress,
                 say=None if self.quiet else err,
-                command=shlex.join(["deltalens", *sys.argv[1:]]),
+                command=invocation(),
             )
         for warning in run.record["warnings"][len(pair.warnings) :]:
             warn(warning)

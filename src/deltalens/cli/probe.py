@@ -94,7 +94,7 @@ def show(title: str, layers: "Sequence[Separation]") -> None:
             [
                 str(row.layer),
                 _interval(row.auc, ".2f"),
-                f"{row.auc_normalised[0]:.2f}",
+                _interval(row.auc_normalised, ".2f"),
                 _interval(row.d, ".1f"),
                 f"{row.p_holm:.3f}",
                 *(f"[{band.d[1]:.1f}, {band.d[2]:.1f}]" for band in row.bands.values()),

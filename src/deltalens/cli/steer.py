@@ -1,17 +1,14 @@
 """`deltalens steer`: push a model along a direction, and see what that does beside what controls do."""
 
 import json
-import shlex
-import sys
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from deltalens.cli.display import err, measuring, out, table
+from deltalens.cli.display import Dtype, err, estimate, invocation, measuring, out, table, target
 from deltalens.cli.evaluate import show_task, show_text
-from deltalens.errors import BadInput, printable
+from deltalens.errors import printable
 
 if TYPE_CHECKING:
     from deltalens.methods.steer import Plan
@@ -60,7 +57,7 @@ class Steer:
     """Keep every completion and number here; the same command resumes."""
     batch_size: int = 64
     """Rows at a time."""
-    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    dtype: Dtype = "auto"
     """Of computation; auto: float32 on a CPU, as stored on a GPU."""
     device: str = "auto"
     """cpu or cuda; auto takes a GPU where there is one."""
@@ -74,8 +71,7 @@ class Steer:
         from deltalens.evaluate.plan import Settings as Asked
         from deltalens.methods.steer import Settings, plan
 
-        if self.out == "":
-            raise BadInput("--out is empty", "--out DIRECTORY")
+        folder = target(self.out)
         asked = plan(
             self.model,
             Settings(self.direction, self.alpha, self.operator, self.unit, self.site, self.layers, self.select),
@@ -95,8 +91,7 @@ class Steer:
         from deltalens.store.results import SUMMARY
 
         with measuring(self.quiet, "steer") as progress:
-            command = shlex.join(["deltalens", *sys.argv[1:]])
-            found = steer(asked, Path(self.out) if self.out else None, progress, command)
+            found = steer(asked, folder, progress, invocation())
         if self.json:
             rows = [dict.fromkeys(SUMMARY.names) | row for row in found.summary]
             out(json.dumps(rows, indent=2, ensure_ascii=False))
@@ -106,7 +101,7 @@ class Steer:
         show_claim(asked, found)
         show_examples(asked, found)
         out(_LEGEND)
-        if self.out:
+        if folder is not None:
             out(printable(f"stored in {self.out}"))
         return 0
 
@@ -147,7 +142,7 @@ def show_arms(plan: "Plan", found: "Steered") -> None:
     moved = [r for r in own if r.get("reference") == "baseline" and r["metric"] == plan.metric]
     level = {r["arm"]: r for r in own if r["metric"] == plan.metric and not r.get("reference")}
     moved = [r for r in moved if r["arm"] not in generated or r["arm"].rstrip(" *") in (found.point, *found.controls)]
-    lines = [[r["arm"], f"{level[r['arm']]['value']:.4f}", _with_interval(r, "+.4f")] for r in moved]
+    lines = [[r["arm"], f"{level[r['arm']]['value']:.4f}", estimate(r, "+.4f")] for r in moved]
     table(f"{found.point} beside its controls", ["arm", plan.metric, "effect"], lines, left=1)
 
 
@@ -167,7 +162,7 @@ def show_claim(plan: "Plan", found: "Steered") -> None:
         what = row.get("reference") or row["method"]
         value = "none" if row["value"] is None else f"{row['value']:+g}"
         if row.get("reference"):
-            value = _with_interval(row, "+.4f")
+            value = estimate(row, "+.4f")
         out(printable(f"{_CLAIMS[row['metric']]}: {value} ({what})"))
     out("")
 
@@ -181,8 +176,3 @@ def show_examples(plan: "Plan", found: "Steered") -> None:
     for name, text in (("prompt", item.prompt), *((arm, texts[arm][item.id]) for arm in arms)):
         out(printable(f"{name}: {text if len(text) <= _SHOWN else text[:_SHOWN] + '…'}"))
     out("")
-
-
-def _with_interval(row: dict[str, Any], form: str) -> str:
-    ends = "" if row["low"] is None else f" [{row['low']:{form}}, {row['high']:{form}}]"
-    return f"{row['value']:{form}}{ends}"

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import fields
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -12,14 +11,13 @@ import numpy as np
 
 from deltalens.checkpoint.header import one_line, parse_json, read_header
 from deltalens.checkpoint.write import write_safetensors
-from deltalens.direction.direction import SAMPLES, Direction
+from deltalens.direction.direction import FIELDS, SAMPLES, Direction
 from deltalens.errors import BadInput
 
 SCHEMA = 1
 """Layout of a bank."""
 
 _KEY = "deltalens"
-_FIELDS = tuple(f.name for f in fields(Direction) if f.name != "vectors")
 _REBUILD = "write the bank again with `deltalens directions`"
 
 
@@ -40,7 +38,7 @@ def write_bank(path: str | Path, directions: Sequence[Direction]) -> None:
         raise BadInput(f"two directions are called {repeated}")
     for d in directions:
         _check_numbers(d.id, d.vectors, d.kind)
-    record = {"schema": SCHEMA, "directions": [{name: getattr(d, name) for name in _FIELDS} for d in directions]}
+    record = {"schema": SCHEMA, "directions": [d.record for d in directions]}
     write_safetensors(
         Path(path),
         [(str(i), "F32", d.vectors.shape) for i, d in enumerate(directions)],
@@ -158,8 +156,8 @@ def _entries(path: Path, text: str) -> list[dict[str, Any]]:
 
 def _wrong(entry: Any) -> str | None:
     """What is wrong with the description of one direction, None for one that can be used."""
-    if not isinstance(entry, dict) or set(entry) != set(_FIELDS):
-        return "other fields than " + ", ".join(_FIELDS)
+    if not isinstance(entry, dict) or set(entry) != set(FIELDS):
+        return "other fields than " + ", ".join(FIELDS)
     words = {"id": str, "kind": str, "space": str, "unit": str, "sign": str, "source": dict, "seeds": list}
     perhaps = {"layer": int, "site": str, "sigma": list, "contrast": str}
     for name, kind in words.items():

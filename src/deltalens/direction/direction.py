@@ -1,7 +1,7 @@
 """A direction: one or more vectors of one space of the model, with what they are and where they came from."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -22,8 +22,9 @@ class Direction:
         vectors: Rows [k, d] in raw length: where the method defines one (a difference of means) it is that, else 1.
         layer: Which layer it belongs to, None for what has none (embed, lm_head).
         kind: The kind of the matrix, or `writers`, `difference`, `pca`, `probe`, `mean_write`, `samples`.
-        space: What its d entries are: residual, heads, head space, neurons, experts, vocabulary, positions or unknown;
-            only directions of one space are ever compared.
+        space: What its d entries are, by `spaces.SPACE_OF`: residual, attn_in or mlp_in (the stream behind a norm),
+            heads, head space, neurons, vocabulary; or experts, positions, unknown. Only directions of one space are
+            ever compared.
         site: Where it acts or was read, by the names of `model.sites`; None where there is no such site.
         sigma: Singular values of the rows; None where the rows have none.
         unit: How a strength α is meant by default: `raw` multiplies the vector, `residual` is in units of mean‖h‖.
@@ -55,7 +56,16 @@ class Direction:
         _, sigma, right = np.linalg.svd(rows, full_matrices=False)
         return np.ascontiguousarray(right[sigma > _RANK * sigma[0]].T)
 
+    @property
+    def record(self) -> dict[str, Any]:
+        """All but the vectors, as plain JSON values."""
+        return {name: getattr(self, name) for name in FIELDS}
+
     def only(self, i: int) -> "Direction":
         """Its vector `i` alone."""
         sigma = None if self.sigma is None else (self.sigma[i],)
         return replace(self, id=f"{self.id}:{i}", vectors=self.vectors[i : i + 1], sigma=sigma)
+
+
+FIELDS = tuple(f.name for f in fields(Direction) if f.name != "vectors")
+"""What `record` holds."""

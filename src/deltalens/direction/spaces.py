@@ -22,6 +22,17 @@ from deltalens.checkpoint.read import Reader
 from deltalens.checkpoint.source import Checkpoint
 from deltalens.errors import BadInput
 
+SPACE_OF = {
+    **dict.fromkeys(("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post"), "residual"),
+    "attn_in": "attn_in",  # behind a norm, whose gain differs from that of any other: comparable with nothing else
+    "mlp_in": "mlp_in",
+    **dict.fromkeys(("q", "k", "v"), "heads"),
+    "head_in": "head space",
+    "mlp_act": "neurons",
+    "logits": "vocabulary",
+}
+"""The space of the activations at every site of `model.sites`."""
+
 # Matrices that keep their stored name, by its last part: GPT-2, GPT-NeoX, Phi and their relatives.
 _ROLES = {
     "attn.c_attn": "q_proj",
@@ -91,16 +102,16 @@ def sides(ckpt: Checkpoint, stored: str, kind: str) -> tuple[Side, Side]:
     sandwich = "post_feedforward_layernorm" in here
     if kind == "o_proj":
         behind = _first(here, ("post_self_attn_layernorm", *(("post_attention_layernorm",) if sandwich else ())))
-        return _writer(layer, behind, "resid_mid"), Side("head space", "head_in", "inner", True)
+        return _writer(layer, behind, "resid_mid"), _inner("head_in", True)
     if kind == "down_proj":
         behind = _first(here, ("post_mlp_layernorm", "post_feedforward_layernorm"))
-        return _writer(layer, behind, "resid_post"), Side("neurons", "mlp_act", "inner", True)
+        return _writer(layer, behind, "resid_post"), _inner("mlp_act", True)
     if kind in ("embed", "pos_embed"):
         space = "vocabulary" if kind == "embed" else "positions"
-        return Side(space, None, "inner", True), Side("residual", "resid_pre", "write", False)
+        return Side(space, None, "inner", True), _writer("", None, "resid_pre")
     if kind in ("q_proj", "k_proj", "v_proj"):
         before = _first(here, _BEFORE_ATTENTION)
-        return Side("heads", kind[0], "inner", False), _reader(ckpt, stored, layer, before, "resid_pre", sandwich)
+        return _inner(kind[0], False), _reader(ckpt, stored, layer, before, "resid_pre", sandwich)
     if kind in ("gate_proj", "up_proj", "router"):
         wanted = ("pre_feedforward_layernorm",) if sandwich else (*_BEFORE_MLP, *_BEFORE_ATTENTION)
         space = "experts" if kind == "router" else "neurons"
@@ -108,7 +119,7 @@ def sides(ckpt: Checkpoint, stored: str, kind: str) -> tuple[Side, Side]:
         return Side(space, None, "inner", False), reader
     if kind == "lm_head":
         reader = _reader(ckpt, stored, "", _first(norms, _FINAL), "resid_post", False)
-        return Side("vocabulary", "logits", "inner", False), reader
+        return _inner("logits", False), reader
     return Side("unknown", None, "inner", False), Side("unknown", None, "inner", True)
 
 
@@ -138,8 +149,12 @@ def to_residual(
     return mapped / np.linalg.norm(mapped, axis=1, keepdims=True)
 
 
+def _inner(site: str, takes_input: bool) -> Side:
+    return Side(SPACE_OF[site], site, "inner", takes_input)
+
+
 def _writer(layer: str, norm: str | None, site: str) -> Side:
-    return Side("residual", site, "write", False, None if norm is None else layer + norm)
+    return Side(SPACE_OF[site], site, "write", False, None if norm is None else layer + norm)
 
 
 def _reader(ckpt: Checkpoint, stored: str, layer: str, norm: str | None, site: str, sandwich: bool) -> Side:
@@ -148,9 +163,9 @@ def _reader(ckpt: Checkpoint, stored: str, layer: str, norm: str | None, site: s
         if not sandwich and kind not in _NO_GAIN:
             fix = "--matrix '*o_proj' and '*down_proj' write to the stream and need none"
             raise BadInput(f"no norm before {stored} was found in {ckpt.source}", fix)
-        return Side("residual", site, "read", True, None, kind in _CENTRED)
+        return Side(SPACE_OF[site], site, "read", True, None, kind in _CENTRED)
     bias = any(stem(name) == f"{layer}{norm}.bias" for name in ckpt.tensors)
-    return Side("residual", site, "read", True, layer + norm, bias or kind in _CENTRED)
+    return Side(SPACE_OF[site], site, "read", True, layer + norm, bias or kind in _CENTRED)
 
 
 def _first(names: Iterable[str], wanted: tuple[str, ...]) -> str | None:

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from deltalens.checkpoint.header import one_line
+from deltalens.checkpoint.names import LINEAR
 from deltalens.errors import BadInput
 from deltalens.store.parts import part_key
 
 SCHEMA = 1
 """Layout of an edit file."""
 
-LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """The seven linear kinds of a layer."""
 
 

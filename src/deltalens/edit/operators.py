@@ -17,6 +17,8 @@ from deltalens.edit.form import Form
 Basis = Float64[np.ndarray, "_ _"]
 """Orthonormal columns."""
 
+_RANK = 1e-6  # directions are stored in float32
+
 
 def interpolate(base: Form, delta: Form, strength: float) -> Form:
     """W_b + λΔ (task arithmetic of one vector, arXiv 2212.04089; the transition of arXiv 2510.10977)."""
@@ -73,6 +75,12 @@ def add(now: Form, vector: Float64[np.ndarray, " d"], strength: float) -> Form:
     return now + Form.product(strength * vector[:, None], np.ones((1, 1)))
 
 
-def orthonormal(columns: Float64[np.ndarray, "d r"]) -> Basis:
-    """An orthonormal basis of a span, in float64; columns are independent as they come (a bank's basis, scaled)."""
-    return np.linalg.qr(columns)[0]
+def orthonormal(columns: Float64[np.ndarray, "d r"], size: float) -> Basis:
+    """An orthonormal basis of a span; what lies below 1e-6 of a size is rounding, and left out.
+
+    Args:
+        columns: They may depend on each other, or all be 0: then the basis has no column.
+        size: The largest singular value that columns of this kind could have.
+    """
+    left, sigma, _ = np.linalg.svd(columns, full_matrices=False)
+    return np.ascontiguousarray(left[:, sigma > _RANK * size])

@@ -3,17 +3,14 @@
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float64
 
 from deltalens.checkpoint.pair import Row
-from deltalens.checkpoint.read import BLOCK_BYTES
 from deltalens.edit.edit import Energy
 from deltalens.edit.form import Form, Triples, triples
 from deltalens.errors import BadInput, Refused
 from deltalens.spectrum.delta import Delta
-from deltalens.spectrum.edge import find_spikes, seed_of
-from deltalens.spectrum.gram import gram, singular_values, tridiagonalise
-from deltalens.spectrum.noise import floor_edge, noise_model, noise_sigma
+from deltalens.spectrum.matrix import Settings, spectrum_of
+from deltalens.spectrum.ranks import energy_rank
 
 if TYPE_CHECKING:
     from deltalens.edit.plan import Plan, Step
@@ -41,28 +38,18 @@ def leading(opened: "Plan", row: Row, step: "Step") -> Form:
     return _kept(opened, row, step, delta, count).first(count)
 
 
-def energy_rank(sigma: Float64[np.ndarray, " q"], share: float) -> int:
-    """The least k with Σ_{≤k}σ² ≥ share·Σσ²."""
-    cumulative = np.cumsum(sigma**2)
-    return min(len(sigma), int(np.searchsorted(cumulative, share * cumulative[-1])) + 1) if len(sigma) else 0
-
-
 def spikes(row: Row) -> int:
     """Singular values above the rounding floor and the sign-flip edge, as `measure` counts them by default.
 
     Raises:
         BadInput: The tensor holds NaN or Inf.
     """
-    assert row.base is not None and row.tuned is not None
-    delta = Delta(row, BLOCK_BYTES)
+    settings = Settings()
+    delta = Delta(row, settings.block_bytes)
     sums = delta.scan()
     if not sums.finite:
         raise BadInput(f"{row.name.name} holds NaN or Inf")
-    form = tridiagonalise(gram(delta.blocks(), delta.short))
-    sigma = singular_values(form)
-    model = noise_model(row.tuned.dtype, both_rounded=False)
-    noise = noise_sigma(model, sums.binades_base, sums.binades_tuned, row.base.dtype, row.tuned.dtype)
-    return find_spikes(delta, form, sigma, floor_edge(noise, delta.rows, delta.cols), seed_of(row.name.name, 0)).count
+    return spectrum_of(row, delta, sums, settings).spikes.count
 
 
 def _kept(opened: "Plan", row: Row, step: "Step", delta: Form, k: int) -> Triples:

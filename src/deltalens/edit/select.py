@@ -7,10 +7,10 @@ from difflib import get_close_matches
 
 import numpy as np
 
-from deltalens.checkpoint.names import KINDS, stem
+from deltalens.checkpoint.names import KINDS, LINEAR, stem
 from deltalens.checkpoint.pair import Pair, Row
 from deltalens.direction.spaces import role_kind
-from deltalens.edit.edit import LINEAR, OPERATORS, Operation
+from deltalens.edit.edit import OPERATORS, Operation
 from deltalens.edit.form import Mask
 from deltalens.errors import BadInput, Refused
 

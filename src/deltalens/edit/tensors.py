@@ -107,15 +107,22 @@ def basis(opened: Plan, row: Row, operation: Operation) -> tuple[Float64[np.ndar
 
     Behind a norm a matrix reads γ∘r, and where its own output is normalised it writes r along γ∘r; γ is that of the
     edited model. A LayerNorm takes the mean out of r before.
+
+    Raises:
+        Refused: Nothing of the direction passes the norm.
     """
     direction = opened.directions[operation.direction or ""]
     side, output = residual_side(opened, row, direction)
     columns = direction.basis
-    if side.centred:
-        columns = columns - columns.mean(axis=0)
-    if side.norm is not None:
-        columns = columns * _gain(opened, side.norm)[:, None]
-    return operators.orthonormal(columns), output
+    gamma = 1.0 if side.norm is None else _gain(opened, side.norm)[:, None]
+    passed = columns - columns.mean(axis=0) if side.centred else columns
+    q = operators.orthonormal(gamma * passed, float(np.linalg.norm(gamma * columns, 2)))
+    if not q.shape[1]:
+        raise Refused(
+            f"nothing of direction {direction.id} passes {side.norm or 'the norm'}: {row.name.name} reads none of it",
+            "kinds or layers without it",
+        )
+    return q, output
 
 
 def _gain(opened: Plan, norm: str) -> Float64[np.ndarray, " d"]:

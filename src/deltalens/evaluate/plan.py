@@ -10,14 +10,15 @@ from deltalens.errors import BadInput
 from deltalens.evaluate.agree import ending_ids, endings, enough_positions, enough_rows, owner, same_words
 from deltalens.evaluate.prompts import Prompts, render
 from deltalens.evaluate.tasks import neutral
-from deltalens.evaluate.tasks.item import SPLITS, Task
+from deltalens.evaluate.tasks.item import Task
 from deltalens.evaluate.tasks.registry import can, defaults, task
+from deltalens.model.decoding import COLDEST, Decoding
 from deltalens.model.load import DEVICES, DTYPES
 
 _N, _MAX_TOKENS = 200, 4096
 _TEMPERATURE = 0.6  # what makers of open reasoning models recommend; greedy decoding makes them loop
-_COLDEST = 1e-6  # below it logits divided by the temperature leave the range of numbers
 _WINDOW = 64
+_SPLIT = "test"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,6 @@ class Settings:
         max_tokens: Longest completion; None for what the task needs (family) or 4096.
         temperature: 0 is greedy; None for greedy on the family and .6 elsewhere.
         top_p: Nucleus of sampling.
-        split: `test`, unless layers or strengths are being chosen.
         batch_size: Rows decoded together.
         dtype: Of computation.
         device: `auto`, `cpu` or `cuda`.
@@ -43,7 +43,6 @@ class Settings:
     max_tokens: int | None = None
     temperature: float | None = None
     top_p: float = 0.95
-    split: str = "test"
     batch_size: int = 64
     dtype: str = "auto"
     device: str = "auto"
@@ -84,6 +83,10 @@ class Plan:
         """The longest completion of a task."""
         return _max_tokens(self.settings, task)
 
+    def decoding(self, task: Task) -> Decoding:
+        """How the completions of a task are chosen."""
+        return Decoding(self.max_tokens(task), self.temperature, self.settings.top_p if self.temperature else 1.0)
+
 
 def plan(sources: Sequence[str], settings: Settings) -> Plan:
     """Opens every model by its small files, chooses the format and renders the prompts.
@@ -107,7 +110,7 @@ def plan(sources: Sequence[str], settings: Settings) -> Plan:
     chat = next((c for c in reversed(chats) if c.template is not None), chats[-1])
     able = can(chat)
     tasks, standing_in = _tasks(settings.tasks or defaults(able), able)
-    prompts = [render(found, chat, settings.split, _count(found, settings), settings.seeds[0]) for found in tasks]
+    prompts = [render(found, chat, _SPLIT, _count(found, settings), settings.seeds[0]) for found in tasks]
     own, unwritten = _own(chats[0], chat, prompts, settings)
     family = all(source.startswith("family:") for source in sources)
     default = 0.0 if family else _TEMPERATURE
@@ -150,7 +153,7 @@ def _own(own: Chat, chat: Chat, prompts: Sequence[Prompts], settings: Settings) 
     if own.template_hash == chat.template_hash:
         return [], []
     try:
-        return [render(p.task, own, settings.split, len(p.items), settings.seeds[0]) for p in prompts], []
+        return [render(p.task, own, _SPLIT, len(p.items), settings.seeds[0]) for p in prompts], []
     except BadInput as problem:
         return [], [f"no row for the first model in its own format: {problem.error}"]
 
@@ -209,9 +212,9 @@ def _seeds(settings: Settings, temperature: float) -> list[str]:
 
 def _count(found: Task, settings: Settings) -> int:
     """Items of a task: as asked of a named task, else no more than its split has."""
-    wanted, limit = settings.n or _N, found.limit(settings.split)
+    wanted, limit = settings.n or _N, found.limit(_SPLIT)
     if limit == 0:
-        raise BadInput(f"task {found.name} has no items in its {settings.split} split", "another split or task")
+        raise BadInput(f"task {found.name} has no items in its {_SPLIT} split", "another task")
     named = bool(settings.tasks) and settings.n is not None
     return wanted if named or limit is None else min(wanted, limit)
 
@@ -225,7 +228,7 @@ def _check(settings: Settings) -> None:
         raise BadInput("a seed is named twice: its samples would be counted twice", "--seed 0 1 2 3")
     if len(set(settings.tasks)) < len(settings.tasks):
         raise BadInput("a task is named twice: its completions would be counted twice", "name each task once")
-    if settings.temperature is not None and settings.temperature and not _COLDEST <= settings.temperature < math.inf:
+    if settings.temperature is not None and settings.temperature and not COLDEST <= settings.temperature < math.inf:
         raise BadInput(f"--temperature {settings.temperature} is not possible", "--temperature 0.6, or 0 for greedy")
     if not 0 < settings.top_p <= 1:
         raise BadInput(f"--top-p {settings.top_p} is not possible", "--top-p 0.95")
@@ -233,8 +236,6 @@ def _check(settings: Settings) -> None:
         raise BadInput(f"--dtype {settings.dtype} is not one of {', '.join(DTYPES)}", "--dtype auto")
     if settings.device not in DEVICES:
         raise BadInput(f"--device {settings.device} is not one of {', '.join(DEVICES)}", "--device cpu")
-    if settings.split not in SPLITS:
-        raise BadInput(f"split {settings.split} is not one of {', '.join(SPLITS)}", "test")
     if settings.batch_size < 1:
         raise BadInput(f"--batch-size {settings.batch_size} is not possible", "--batch-size 64")
     if settings.max_tokens is not None and settings.max_tokens < 1:

@@ -31,7 +31,8 @@ VERSION = 1
 TEXT = "text"
 """The name under which perplexity stands among the tasks."""
 
-_REFERENCE_TOKENS = 256  # of the greedy text along which KL is taken when the arms themselves are sampled
+REFERENCE_TOKENS = 256
+"""Of the reference's greedy text along which KL is taken when the arms themselves are sampled, or steered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +103,7 @@ def _jobs(plan: Plan, identities: dict[str, Any], parts: Path) -> list[tuple[str
     found = []
 
     def add(arm: str, role: str, source: str, prompts: Prompts, modes: tuple[str, ...]) -> None:
-        decoding = _decoding(plan, prompts)
+        decoding = plan.decoding(prompts.task)
         asked = [[i.id, i.answer, i.group, ids] for i, ids in zip(prompts.items, prompts.ids["free"], strict=True)]
         own = [VERSION, arm, role, prompts.task.name, asked, modes, prompts.chat.template_hash, asdict(decoding)]
         run = [settings.seeds, settings.dtype, settings.device, sorted(plan.ends)]
@@ -145,10 +146,6 @@ def _modes(prompts: Prompts) -> tuple[str, ...]:
     return MODES if think.switch is not None else MODES[:2]
 
 
-def _decoding(plan: Plan, prompts: Prompts) -> Decoding:
-    return Decoding(plan.max_tokens(prompts.task), plan.temperature, plan.settings.top_p if plan.temperature else 1.0)
-
-
 def _texts(parts: Path, key: str) -> list[list[int]]:
     """The reference's greedy completions, as its part holds them."""
     part = finished_part(parts, key)
@@ -164,7 +161,7 @@ def _measure(
     labels: dict[str, str],
 ) -> Part:
     """The rows of one model on one set of items, and its greedy completions for those who are compared with it."""
-    decoding, size = _decoding(plan, prompts), plan.settings.batch_size
+    decoding, size = plan.decoding(prompts.task), plan.settings.batch_size
     rows: list[dict[str, Any]] = []
     greedy: list[list[int]] = []
     for mode in modes:
@@ -173,7 +170,7 @@ def _measure(
         if mode == "free" and not decoding.temperature:
             greedy = ids
     if decoding.temperature and labels["role"] == "baseline":
-        short = Decoding(min(decoding.max_new_tokens, _REFERENCE_TOKENS))
+        short = Decoding(min(decoding.max_new_tokens, REFERENCE_TOKENS))
         greedy = generate_ids(model, prompts.ids["free"], short, ends=plan.ends, batch_size=size)
     thinks, skips = p_think(model, prompts, size), p_skip(model, prompts, size)
     kl = [None] * len(prompts.items)

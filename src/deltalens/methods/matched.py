@@ -1,7 +1,12 @@
-"""Two groups of prompts of like token counts, half to make directions from and half to test them on. Loads no torch.
+"""Groups of prompts: those that directions are made from, and two of like token counts to test them on. Loads no torch.
 
-A prompt's length can be read from almost any direction, so the test half is trimmed until every token count occurs
-equally often in both groups. Where too few prompts would be left nothing is trimmed, and the prompts say so.
+Of a file every second prompt is tested, the others make directions. A prompt's length can be read from almost any
+direction, so a probe's test half is trimmed until every token count occurs equally often in both groups; where too few
+prompts would be left nothing is trimmed, and the prompts say so.
+
+On the family the two halves differ in kind. Directions are made from hard chains against easy ones: both are reasoning
+as the family was taught it, and a hard chain is longer. That length is why a probe cannot be tested on them: it reads
+chains of seven steps against facts of two turns, which have the same token count.
 """
 
 import random
@@ -16,15 +21,17 @@ from deltalens.errors import BadInput
 from deltalens.evaluate.prompts import encoded
 from deltalens.evaluate.tasks import chain, facts, jsonl
 from deltalens.evaluate.tasks.item import Item
-from deltalens.evaluate.tasks.registry import can
+from deltalens.evaluate.tasks.registry import can, task
 
 FEWEST = 8
 """Prompts of a group below which its spread, and so Cohen's d, says little."""
 
 PROMPTS = 60
-"""Prompts of each group and half that the family's are drawn from; as many as the shipped sets hold."""
+"""Prompts of each group and half that a task generates; as many as the shipped sets hold."""
 
 _STEPS = 7  # with the family's template a chain of this depth has the 25 tokens of two turns about facts
+
+_EXTRACT, _TEST = slice(0, None, 2), slice(1, None, 2)  # of the prompts of a file
 
 _TWO = "--prompts A.jsonl,B.jsonl, or one file whose items name two groups"
 
@@ -59,6 +66,32 @@ class Contrast:
         return first, second
 
 
+def read_groups(
+    chat: Chat, prompts: str | None, seed: int = 0, every_depth: bool = False
+) -> tuple[list[Item], list[Item], tuple[str, ...], bool]:
+    """The prompts that directions are made from: both groups, their names, and whether prompt i of both go together.
+
+    Args:
+        chat: Of the model that reads them.
+        prompts: `A.jsonl[,B.jsonl]`, a group each; None for the shipped questions where the tokenizer can write them,
+            else the family's chains.
+        seed: Of the family's prompts.
+        every_depth: Take chains of every depth, not only hard ones: thinking about them differs in length.
+
+    Raises:
+        BadInput: A file cannot be read, or there are more than two.
+    """
+    paths = _files(chat, prompts)
+    if not paths:
+        chains = [task("chain" if every_depth else "chain-hard", can(chat)), task("chain-easy", can(chat))]
+        first, second = (found.items("extract", PROMPTS, seed) for found in chains)
+        return first, second, tuple(found.name for found in chains), False
+    groups = [jsonl.read(path)[_EXTRACT] for path in paths]
+    first, second = groups[0], groups[1] if len(groups) == 2 else []
+    topics = [[item.id.rpartition("/")[2] for item in group] for group in (first, second)]
+    return first, second, tuple(path.stem for path in paths), topics[0] == topics[1]
+
+
 def read_contrast(chat: Chat, prompts: str | None, seed: int = 0) -> Contrast:
     """The prompts of both groups.
 
@@ -71,15 +104,15 @@ def read_contrast(chat: Chat, prompts: str | None, seed: int = 0) -> Contrast:
     Raises:
         BadInput: A file cannot be read, there are not two groups, or one has too few prompts.
     """
-    paths = [REASONING, PLAIN] if prompts is None else [Path(name) for name in prompts.split(",")]
-    if prompts is None and not _can_write(chat, paths):
-        names, files = (f"chains of {_STEPS} steps", "facts"), ()
+    paths = _files(chat, prompts)
+    files = tuple(path.stem for path in paths)
+    if not paths:
+        names = (f"chains of {_STEPS} steps", "facts")
         halves = [(chain.items(split, PROMPTS, seed, _STEPS), _facts(split, seed)) for split in ("extract", "test")]
     else:
         names, (first, second) = _read(paths)
-        files = tuple(path.stem for path in paths)
-        halves = [(first[half::2], second[half::2]) for half in (0, 1)]
-    extract, test = ((_rendered(chat, a), _rendered(chat, b)) for a, b in halves)
+        halves = [(first[half], second[half]) for half in (_EXTRACT, _TEST)]
+    extract, test = ((_distinct(chat, a), _distinct(chat, b)) for a, b in halves)
     for group, used in zip(test, extract, strict=True):
         for ids in group.keys() & used.keys():
             del group[ids]
@@ -102,9 +135,21 @@ def read_contrast(chat: Chat, prompts: str | None, seed: int = 0) -> Contrast:
     )
 
 
-def _can_write(chat: Chat, paths: Sequence[Path]) -> bool:
-    writes = can(chat)
-    return all(writes(item.prompt) for path in paths for item in jsonl.read(path))
+def rendered(chat: Chat, items: Sequence[Item], mode: str = "free") -> Ids:
+    """Prompts as token ids up to the first free position, rendered as an evaluation renders them."""
+    return [encoded(chat, item, mode) for item in items]
+
+
+def _files(chat: Chat, prompts: str | None) -> list[Path]:
+    """The files that are named, else the shipped ones; none where the tokenizer cannot write these."""
+    if prompts is None:
+        writes = can(chat)
+        shipped = [REASONING, PLAIN]
+        return shipped if all(writes(item.prompt) for path in shipped for item in jsonl.read(path)) else []
+    paths = [Path(name) for name in prompts.split(",")]
+    if len(paths) > 2:
+        raise BadInput(f"--prompts names {len(paths)} files", "--prompts A.jsonl,B.jsonl")
+    return paths
 
 
 def _facts(split: str, seed: int) -> list[Item]:
@@ -121,8 +166,6 @@ def _facts(split: str, seed: int) -> list[Item]:
 
 def _read(paths: Sequence[Path]) -> tuple[tuple[str, str], tuple[list[Item], list[Item]]]:
     """The two groups of two files, or of one whose items name them."""
-    if len(paths) > 2:
-        raise BadInput(f"--prompts names {len(paths)} files", _TWO)
     read = [jsonl.read(path) for path in paths]
     if len(paths) == 2:
         return (paths[0].stem, paths[1].stem), (read[0], read[1])
@@ -133,7 +176,7 @@ def _read(paths: Sequence[Path]) -> tuple[tuple[str, str], tuple[list[Item], lis
     return (a, b), (first, second)
 
 
-def _rendered(chat: Chat, items: Sequence[Item]) -> _Rendered:
+def _distinct(chat: Chat, items: Sequence[Item]) -> _Rendered:
     """Items by their rendered prompt: a prompt that stands twice would count twice."""
     found: _Rendered = {}
     for item in items:

@@ -12,6 +12,7 @@ from deltalens.checkpoint.source import Checkpoint, open_checkpoint
 from deltalens.direction.bank import read_directions, split_reference
 from deltalens.direction.direction import Direction
 from deltalens.errors import BadInput
+from deltalens.evaluate.agree import ending_ids
 from deltalens.methods.matched import Contrast, read_contrast
 from deltalens.methods.separation import DRAWS, PERMUTATIONS, Readings, Separation, separations
 from deltalens.statistics import auc
@@ -22,7 +23,7 @@ from deltalens.store.files import write_json, write_table
 from deltalens.store.parts import Part, finished_part, part_key
 from deltalens.store.results import TOKENS
 
-VERSION = 1
+VERSION = 2
 """Raised whenever a number could change for the same input; stored parts of another version are redone."""
 
 LENGTH = "prompt length"
@@ -200,9 +201,10 @@ def probe(
             part = finished_part(parts, job.key)
             found[ckpt.source] = separations(_readings(asked.directions, part), asked.settings.seed)
             tokens += part.row["tokens"]
-        probed = Probed(found, verdict(asked, found), summarise(asked, found), tokens)
+        arms, summary = summarise(asked, found)
+        probed = Probed(found, verdict(asked, found), summary, tokens)
         if out is not None:
-            write_summary(out, _arms(probed.summary), probed.summary)
+            write_summary(out, arms, summary)
             (out / "results").mkdir(exist_ok=True)
             write_table(out / "results" / "tokens.parquet", probed.tokens, TOKENS)
             write_json(out / "verdicts.json", {"probe": probed.verdict})
@@ -215,12 +217,11 @@ def _job(asked: Plan, ckpt: Checkpoint, known: dict[str, Any]) -> Job:
 
     def work() -> Part:
         from deltalens.methods.firing import lines_of, readings, tokens
-        from deltalens.model.generate import ending_ids
         from deltalens.model.load import load
         from deltalens.model.select import parse_selector
 
         select = parse_selector(settings.select, asked.chat.think)
-        model, tokenizer = load(ckpt.source, settings.dtype, settings.device)
+        model, _ = load(ckpt.source, settings.dtype, settings.device)
         lines = lines_of(model, asked.directions, asked.site)
         arrays = {
             f"{found.layer}.{name}.{group}": array
@@ -228,7 +229,7 @@ def _job(asked: Plan, ckpt: Checkpoint, known: dict[str, Any]) -> Job:
             for name in _ARRAYS
             for group, array in enumerate(getattr(found, name))
         }
-        limit, ends = settings.max_tokens, ending_ids(model, tokenizer)
+        limit, ends = settings.max_tokens, ending_ids(ckpt, asked.chat)
         rows = tokens(model, asked.chat, lines, contrast, limit, ends) if main else []
         return Part({"source": ckpt.source, "tokens": rows}, arrays)
 
@@ -267,15 +268,17 @@ def verdict(asked: Plan, found: dict[str, list[Separation]]) -> str:
     return f"beyond every null the direction tells {first} from {second}: {'; '.join(parts)}"
 
 
-def summarise(asked: Plan, found: dict[str, list[Separation]]) -> list[dict[str, Any]]:
-    """Rows of `store.results.SUMMARY`: prompt length, then per model and layer the direction and its nulls."""
+def summarise(asked: Plan, found: dict[str, list[Separation]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Arms and rows of `store.results.SUMMARY`: prompt length, then per model and layer the direction and its nulls."""
     task = " / ".join(asked.contrast.names)
     lengths = asked.contrast.lengths
+    roles = {LENGTH: "control"}
     rows = [_row(LENGTH, task, "", "auc", sum(map(len, lengths)), auc(*lengths), "score interval")]
     for at, layers in enumerate(found.values()):
         side = "against: " if at else ""
         for d, layer in zip(asked.directions, layers, strict=True):
             where = (f"{side}direction {d.id}", task, f"layer {layer.layer}")
+            roles[where[0]] = "direction"
             labels = {"p": layer.p, "p_holm": layer.p_holm}
             method = f"score interval; p: {PERMUTATIONS} permutations of the labels, Holm over layers"
             rows.append(_row(*where, "auc", layer.n, layer.auc, method) | labels)
@@ -284,10 +287,11 @@ def summarise(asked: Plan, found: dict[str, list[Separation]]) -> list[dict[str,
             directions = {"p": layer.p_direction, "p_holm": layer.p_max_t}
             rows.append(_row(*where, "d", layer.n, layer.d, method) | directions)
             for name, band in layer.bands.items():
+                roles[side + name] = "control"
                 for metric, interval in (("auc", band.auc), ("d", band.d)):
                     method = f"null band, {DRAWS} draws"
                     rows.append(_row(side + name, *where[1:], metric, layer.n, interval, method))
-    return rows
+    return [{"arm": arm, "role": role} for arm, role in roles.items()], rows
 
 
 def _row(
@@ -296,8 +300,3 @@ def _row(
     value, low, high = interval
     place = {"arm": arm, "task": task, "group": group, "metric": metric}
     return place | {"n": n, "value": value, "low": low, "high": high, "method": method}
-
-
-def _arms(summary: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    arms = dict.fromkeys(row["arm"] for row in summary)
-    return [{"arm": arm, "role": "direction" if "direction " in arm else "control"} for arm in arms]

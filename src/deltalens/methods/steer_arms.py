@@ -19,6 +19,7 @@ from deltalens.evaluate.behaviour import completions, p_skip, p_think
 from deltalens.evaluate.divergence import kl_per_token, surprisals
 from deltalens.evaluate.prompts import Prompts
 from deltalens.evaluate.scores import Row, perplexity
+from deltalens.evaluate.suite import REFERENCE_TOKENS
 from deltalens.methods.steer import SHARES, Plan
 from deltalens.model.generate import Decoding, generate_ids
 from deltalens.model.hooks import Intervention, intervene
@@ -29,8 +30,6 @@ from deltalens.sweep.arms import Arm, Control, direction_controls
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-_REFERENCE_TOKENS = 256  # of the unsteered model's greedy text, along which KL is taken
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -150,7 +149,7 @@ def baseline(rig: Rig) -> Row:
             float(read(rig.model, _read_ids(plan), Place(d.site, (d.layer,), rig.select)).norms[d.layer].mean())
         )
     found: Row = {"norms": norms, **generate(rig, None, None)}
-    greedy = Decoding(min(plan.asked.max_tokens(plan.test.task), _REFERENCE_TOKENS))
+    greedy = Decoding(min(plan.asked.max_tokens(plan.test.task), REFERENCE_TOKENS))
     for name, prompts in (("select", plan.chosen_on), ("test", plan.test)):
         found[name] = _scored(rig.model, prompts, size)
         found[f"{name}_texts"] = generate_ids(
@@ -185,8 +184,7 @@ def generate(rig: Rig, push: Push | None, texts: list[list[int]] | None) -> Row:
     """One arm on the test split, free and forced, its KL along the unsteered model's texts, and its perplexity."""
     plan, test = rig.plan, rig.plan.test
     asked, size = plan.asked.settings, plan.asked.settings.batch_size
-    greedy = not plan.asked.temperature
-    decoding = Decoding(plan.asked.max_tokens(test.task), plan.asked.temperature, 1.0 if greedy else asked.top_p)
+    decoding = plan.asked.decoding(test.task)
     pushes = () if push is None else (push,)
     found: Row = {"rows": [], "perplexity": None}
     with _applied(rig, pushes, len(test.items)):

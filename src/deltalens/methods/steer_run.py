@@ -15,6 +15,7 @@ from deltalens.checkpoint.identity import behaviour_identity
 from deltalens.direction.bank import split_reference
 from deltalens.evaluate.prompts import Prompts
 from deltalens.evaluate.scores import Row, scores, summarise
+from deltalens.evaluate.suite import TEXT
 from deltalens.methods.steer import Curve, Plan, choose, curves
 from deltalens.methods.steer_arms import Push, Rig, baseline, controls, generate, pushed, rigged, scan
 from deltalens.model.select import parse_selector
@@ -28,8 +29,6 @@ VERSION = 1
 """Raised whenever a row could change for the same input; stored parts of another version are redone."""
 
 BASELINE = Arm("baseline", "baseline")
-TEXT = "text"
-"""The name under which perplexity stands among the tasks."""
 SELECT = " (select)"
 """Behind the name of the task on whose select split layer, sign and strength are chosen."""
 

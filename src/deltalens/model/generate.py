@@ -5,7 +5,6 @@ the batch at once, and every row draws from a random stream of its own. Hooks ar
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,38 +13,14 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from deltalens.errors import BadInput
+from deltalens.model.decoding import Decoding
 from deltalens.model.forward import check_finite, check_prompts, forward, in_batches, left_padded
 from deltalens.model.select import batch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-
-_COLDEST = 1e-6  # below it logits divided by the temperature leave the range of numbers
-
-
-@dataclass(frozen=True, slots=True)
-class Decoding:
-    """How a completion is chosen.
-
-    Args:
-        max_new_tokens: Bound on a completion; one that reaches it is returned as it is.
-        temperature: 0 takes the most likely token; above, the logits are divided by it and a token is drawn.
-        top_p: Draw from the fewest likeliest tokens that hold this much probability (nucleus sampling,
-            arXiv 1904.09751).
-    """
-
-    max_new_tokens: int = 64
-    temperature: float = 0.0
-    top_p: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.max_new_tokens < 0:
-            raise BadInput(f"max_new_tokens is {self.max_new_tokens}", "a number of tokens, 0 or more")
-        if self.temperature != 0 and not _COLDEST <= self.temperature < float("inf"):
-            raise BadInput(f"temperature is {self.temperature}", f"0 for greedy decoding, or {_COLDEST} and more")
-        if not 0 < self.top_p <= 1:
-            raise BadInput(f"top_p is {self.top_p}", "a share above 0 and up to 1")
+_GREEDY = Decoding()
 
 
 def generate(
@@ -74,7 +49,7 @@ def generate(
 def generate_ids(
     model: "PreTrainedModel",
     prompts: Sequence[Sequence[int]],
-    decoding: Decoding = Decoding(),
+    decoding: Decoding = _GREEDY,
     *,
     ends: Collection[int],
     seeds: Sequence[int] | None = None,

@@ -13,10 +13,9 @@ import re
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from deltalens.errors import BadInput, Refused
@@ -203,13 +202,6 @@ def input_of(kind: str, layer: int) -> Site:
     if kind not in _INPUT_OF:
         raise BadInput(f"the input of {kind} is not a site", f"one of {', '.join(_INPUT_OF)}")
     return Site(_INPUT_OF[kind], layer)
-
-
-def keys_values(
-    cache: Any, layer: int
-) -> tuple[Float[Tensor, "rows kv_heads seen head_dim"], Float[Tensor, "rows kv_heads seen head_dim"]]:
-    """The live keys and values that a layer has cached; keys are past RoPE, so they equal `k` at position 0 only."""
-    return cache.layers[layer].keys, cache.layers[layer].values
 
 
 def _found(model: "PreTrainedModel") -> Sites:

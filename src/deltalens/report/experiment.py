@@ -7,13 +7,12 @@ from typing import Any
 from markupsafe import Markup
 
 from deltalens import __version__
-from deltalens.checkpoint.atomic import atomic
 from deltalens.errors import BadInput
 from deltalens.report import experiment_eval, experiment_probe, experiment_steer
 from deltalens.report.experiment_read import Trial, read_trials, settings
 from deltalens.report.experiment_words import definitions, metric, p_value, signed, value
 from deltalens.report.headline import Finding
-from deltalens.report.page import _embedded, _environment, _own
+from deltalens.report.page import _embedded, _environment, _own, write_html
 from deltalens.store.experiment import Experiment
 
 SECTIONS = {"eval": experiment_eval, "probe": experiment_probe, "steer": experiment_steer}
@@ -42,16 +41,7 @@ def write_experiments(experiments: Sequence[Experiment], out: Path) -> Path:
     Raises:
         BadInput: `out` is no .html file in an existing directory that can be written, or as `build_experiments`.
     """
-    if out.suffix.lower() not in (".html", ".htm"):
-        raise BadInput(f"{out} is not named .html", "--out FILE.html")
-    if out.is_dir():
-        raise BadInput(f"{out} is a directory", f"--out {out / 'report.html'}")
-    if not out.parent.is_dir():
-        raise BadInput(f"there is no directory {out.parent}", "make it first, or choose another --out")
-    page = build_experiments(experiments)
-    with atomic(out) as temporary:
-        temporary.write_text(page, encoding="utf-8")
-    return out
+    return write_html(out, lambda: build_experiments(experiments))
 
 
 def build_experiments(experiments: Sequence[Experiment]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from deltalens.checkpoint.chat import _TAGS
+from deltalens.checkpoint.chat import TAGS
 from deltalens.errors import BadInput, printable
 from deltalens.report.words import NOTHING, Row
 from deltalens.store.experiment import Experiment
@@ -21,8 +21,8 @@ KINDS = ("eval", "probe", "steer")
 LONGEST = 4000
 """Characters of one completion on the page; the tables hold the rest."""
 
-_OPENERS = tuple(opener for opener, _ in _TAGS)
-_TAG = re.compile("|".join(re.escape(tag) for pair in _TAGS for tag in pair))
+_OPENERS = tuple(opener for opener, _ in TAGS)
+_TAG = re.compile("|".join(re.escape(tag) for pair in TAGS for tag in pair))
 
 
 @dataclass(frozen=True, slots=True)

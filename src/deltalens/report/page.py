@@ -1,7 +1,7 @@
 """The page: RUNs in, one self-contained HTML text out. Names and paths come from checkpoints and are never trusted."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +41,22 @@ def write_page(runs: Sequence[Run], out: Path) -> Path:
     Raises:
         BadInput: `out` is no .html file in an existing directory that can be written, or as `build_page`.
     """
+    return write_html(out, lambda: build_page(runs))
+
+
+def write_html(out: Path, build: Callable[[], str]) -> Path:
+    """Write what `build` returns to `out`, atomically; a path that will not do is refused before anything is built.
+
+    Raises:
+        BadInput: `out` is no .html file in an existing directory that can be written, or as `build`.
+    """
     if out.suffix.lower() not in (".html", ".htm"):
         raise BadInput(f"{out} is not named .html", "--out FILE.html")
     if out.is_dir():
         raise BadInput(f"{out} is a directory", f"--out {out / 'report.html'}")
     if not out.parent.is_dir():
         raise BadInput(f"there is no directory {out.parent}", "make it first, or choose another --out")
-    page = build_page(runs)
+    page = build()
     with atomic(out) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return out

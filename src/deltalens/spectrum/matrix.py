@@ -7,13 +7,14 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float64
 
 from deltalens.checkpoint.dtypes import sixteen_bit
 from deltalens.checkpoint.pair import Row
 from deltalens.checkpoint.read import BLOCK_BYTES, Reader
 from deltalens.spectrum import deadzone
 from deltalens.spectrum.delta import Delta, Sums
-from deltalens.spectrum.edge import find_spikes, seed_of
+from deltalens.spectrum.edge import Spikes, find_spikes, seed_of
 from deltalens.spectrum.gram import (
     ZERO,
     Tridiagonal,
@@ -62,6 +63,50 @@ class Settings:
     seed: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Spectrum:
+    """The complete spectrum of a delta, and what stands out of noise.
+
+    Attributes:
+        form: Tridiagonal form of its Gram matrix.
+        sigma: All singular values, descending.
+        model: The noise model.
+        noise: `noise_sigma`.
+        floor: `floor_edge`.
+        spikes: Above floor and sign-flip edge.
+        seconds: Spent on form and sigma, reading included.
+    """
+
+    form: Tridiagonal
+    sigma: Float64[np.ndarray, " q"]
+    model: str
+    noise: float
+    floor: float
+    spikes: Spikes
+    seconds: float
+
+
+def spectrum_of(row: Row, delta: Delta, sums: Sums, settings: Settings) -> Spectrum:
+    """One Gram matrix, its spectrum, the rounding floor and the spikes.
+
+    Args:
+        row: The pair of tensors.
+        delta: Of them, scanned.
+        sums: What the scan found, all finite.
+        settings: Of the delta pass.
+    """
+    assert row.base is not None and row.tuned is not None
+    began = perf_counter()
+    form = tridiagonalise(gram(delta.blocks(), delta.short))
+    sigma = singular_values(form)
+    seconds = delta.seconds + perf_counter() - began
+    model = noise_model(row.tuned.dtype, settings.both_rounded)
+    noise = noise_sigma(model, sums.binades_base, sums.binades_tuned, row.base.dtype, row.tuned.dtype)
+    floor = floor_edge(noise, delta.rows, delta.cols)
+    spikes = find_spikes(delta, form, sigma, floor, seed_of(row.name.name, settings.seed))
+    return Spectrum(form, sigma, model, noise, floor, spikes, seconds)
+
+
 def measure_matrix(row: Row, settings: Settings, target_norm: float | None = None) -> Part:
     """Measure the delta of one 2-D tensor.
 
@@ -82,17 +127,9 @@ def measure_matrix(row: Row, settings: Settings, target_norm: float | None = Non
     if not sums.finite:
         return Part({"status": "refused", "reason": _not_finite(sums), "norm_delta_sq": None}, {})
     m, n = delta.rows, delta.cols
-    reduced = perf_counter()
-    form = tridiagonalise(gram(delta.blocks(), delta.short))
-    sigma = singular_values(form)
-    seconds_spectrum = delta.seconds + perf_counter() - reduced
-
-    model = noise_model(row.tuned.dtype, settings.both_rounded)
-    noise = noise_sigma(model, sums.binades_base, sums.binades_tuned, row.base.dtype, row.tuned.dtype)
-    floor = floor_edge(noise, m, n)
-    zero = ZERO * sigma[0]
-    above = int(np.count_nonzero(sigma > max(floor, zero)))
-    spikes = find_spikes(delta, form, sigma, floor, seed_of(row.name.name, settings.seed))
+    found = spectrum_of(row, delta, sums, settings)
+    sigma, model, noise, floor, spikes = found.sigma, found.model, found.noise, found.floor, found.spikes
+    above = int(np.count_nonzero(sigma > max(floor, ZERO * sigma[0])))
     energy = float(sigma @ sigma)
     on_grid = model == "tuned_rounded" and row.base.dtype == row.tuned.dtype and sixteen_bit(row.tuned.dtype)
     gaussian = gaussian_scale(sums.binades_base, row.base.dtype, sums.delta_sq / (m * n)) if on_grid else None
@@ -124,7 +161,7 @@ def measure_matrix(row: Row, settings: Settings, target_norm: float | None = Non
         "deadzone_sparsity": zeros.sparsity,
         "deadzone_misfit": zeros.misfit,
     }
-    arrays, proof = _vectors(delta, form, sigma, settings.top)
+    arrays, proof = _vectors(delta, found.form, sigma, settings.top)
     if gaussian is not None and len(zeros.curve):
         arrays["zeros"] = np.column_stack([zeros.curve, lost_share(zeros.curve[:, 0], gaussian)])
     return Part(
@@ -134,7 +171,7 @@ def measure_matrix(row: Row, settings: Settings, target_norm: float | None = Non
             "norm_delta_sq": sums.delta_sq,
             **numbers,
             "certificate": proof,
-            "seconds_spectrum": seconds_spectrum,
+            "seconds_spectrum": found.seconds,
             "seconds": perf_counter() - began,
         },
         {"sigma": sigma, **arrays},

@@ -21,6 +21,19 @@ def entropy_rank(weights: Float64[np.ndarray, " q"]) -> float:
     return float(np.exp(-np.sum(shares * np.log(shares))))
 
 
+def cumulative_energy(sigma: Float64[np.ndarray, " q"]) -> Float64[np.ndarray, " q"]:
+    """Σ_{≤k}σ²/Σσ² for every k; relative to σ₁ first, so that tiny deltas do not underflow."""
+    energy = (sigma / sigma[0]) ** 2
+    return np.cumsum(energy) / energy.sum()
+
+
+def energy_rank(sigma: Float64[np.ndarray, " q"], share: float) -> int:
+    """The least k with Σ_{≤k}σ² ≥ share·Σσ², 0 when all are 0."""
+    if not sigma.any():
+        return 0
+    return min(len(sigma), int(np.searchsorted(cumulative_energy(sigma), share)) + 1)  # the last may round below 1
+
+
 def shape_of(sigma: Float64[np.ndarray, " q"]) -> dict[str, float | int]:
     """Every rank and energy column of one complete spectrum.
 
@@ -31,7 +44,7 @@ def shape_of(sigma: Float64[np.ndarray, " q"]) -> dict[str, float | int]:
         return dict.fromkeys(_COLUMNS, 0)
     energy = (sigma / sigma[0]) ** 2  # relative, so that tiny deltas do not underflow in σ⁴
     total = energy.sum()
-    cumulative = np.cumsum(energy) / total
+    cumulative = cumulative_energy(sigma)
     return {
         "sigma_max": float(sigma[0]),
         "nuclear_norm": float(sigma.sum()),
@@ -39,7 +52,7 @@ def shape_of(sigma: Float64[np.ndarray, " q"]) -> dict[str, float | int]:
         "energy_effective_rank": entropy_rank(energy),
         "participation_ratio": float(total**2 / np.sum(energy**2)),
         "stable_rank": float(total),
-        **{f"rank_{p}": int(np.searchsorted(cumulative, p / 100) + 1) for p in (50, 90, 99)},
+        **{f"rank_{p}": energy_rank(sigma, p / 100) for p in (50, 90, 99)},
         **{f"top_energy_{k}": float(cumulative[min(k, len(sigma)) - 1]) for k in (1, 4, 16)},
     }
 

@@ -137,9 +137,10 @@ def _changed(key: str, earlier: dict[str, Any], now: dict[str, Any]) -> str:
     if isinstance(old, dict) and isinstance(new, dict):
         inner = next(k for k in new | old if old.get(k) != new.get(k))
         return f"{key}.{inner} was {json.dumps(old.get(inner))[:80]}, not {json.dumps(new.get(inner))[:80]}"
-    if key == "models" and [m.get("source") for m in old or ()] == [m.get("source") for m in new or ()]:
-        changed = next(m["source"] for m, n in zip(old, new, strict=True) if m != n)
-        return f"{changed} has changed since: its weights, config, tokenizer or template"
+    if isinstance(old, list) and isinstance(new, list) and key == "models":
+        for one, other in zip(old, new, strict=False):
+            if one != other and one.get("source") == other.get("source"):
+                return f"{one['source']} has changed since: its weights, config, tokenizer or template"
     return f"its {key} differs"
 
 
