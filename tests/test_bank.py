@@ -59,7 +59,8 @@ def test_references(bank: str) -> None:
     one = read_direction(f"{bank}#layers.2.writers:1")
     assert np.array_equal(one.vectors, BANK[2].vectors[1:2])
     assert one.sigma == (2.0,)
-    assert read_direction(f"{bank}#layers.2.samples").kind == SAMPLES
+    with pytest.raises(BadInput, match="no direction layers"):
+        read_direction(f"{bank}#layers.2.samples")
     hashed = Path(bank).with_name("a#b.safetensors")
     Path(bank).rename(hashed)
     assert len(read_directions(str(hashed))) == 4
@@ -140,3 +141,20 @@ def test_what_is_not_written(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
     with pytest.raises(BadInput, match="cannot write"):
         write_bank(tmp_path / "missing" / "bank.safetensors", [direction("a")])
+
+
+def test_a_bank_whose_parts_do_not_belong_together_is_refused(tmp_path: Path) -> None:
+    made = direction("layers.1.difference", source={"samples": "layers.1.samples"})
+    for first in (0, 5, "two", None):
+        rows = direction("layers.1.samples", k=5, kind=SAMPLES, source={} if first == 0 else {"first": first})
+        path = tmp_path / f"{first}.safetensors"
+        write_bank(path, [made, rows])
+        if first is None:
+            assert len(read_bank(path)) == 2
+            continue
+        with pytest.raises(BadInput, match="are no samples of"):
+            read_bank(path)
+    for wrong in ({"unit": "bogus"}, {"source": {"prompts": 7}}, {"source": {"prompts": [[1]]}}):
+        write_bank(tmp_path / "wrong.safetensors", [replace(made, **wrong)])
+        with pytest.raises(BadInput, match="badly"):
+            read_bank(tmp_path / "wrong.safetensors")

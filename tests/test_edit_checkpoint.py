@@ -19,6 +19,7 @@ from tiny_models import texts
 
 from deltalens.checkpoint.header import read_header
 from deltalens.checkpoint.source import open_checkpoint
+from deltalens.edit.checkpoint import _claim
 from deltalens.edit.checkpoint import write_checkpoint as write_edited
 from deltalens.edit.edit import from_record, read_edit
 from deltalens.edit.plan import Plan, plan
@@ -156,7 +157,7 @@ def test_a_killed_write_leaves_nothing_that_loads(where: str, tmp_path: Path) ->
     killed = subprocess.run([sys.executable, "-c", KILLED, str(base), str(tuned), str(out), where], check=False)
     assert killed.returncode == -signal.SIGKILL
     left = list(out.parent.iterdir())
-    assert len(left) == 1 and left[0].name.startswith(".tmp-out-") and not out.exists()
+    assert len(left) == 1 and left[0].name == ".tmp-out" and not out.exists()
     assert not list(left[0].rglob("*.safetensors"))
     with pytest.raises(DeltalensError):
         open_checkpoint(left[0])
@@ -269,3 +270,22 @@ def test_the_gap_is_what_16_bits_leave_of_a_small_change(tmp_path: Path) -> None
     assert lost.strength == pytest.approx(float((written * asked).sum() / (asked**2).sum()), rel=1e-4)
     assert lost.cosine == pytest.approx(float((written * asked).sum() / written.norm() / asked.norm()), rel=1e-4)
     assert Gap().strength == 1.0 and Gap().cosine == 1.0 and Gap(wanted=1.0).cosine == 0.0
+
+
+def test_two_architectures_are_no_pair() -> None:
+    with pytest.raises(Refused, match="is a qwen2 model"):
+        opened("family:b-instruct", "family:reasoning", HALF)
+
+
+def test_a_second_writer_of_a_target_is_refused_and_neighbours_are_left_alone(tmp_path: Path) -> None:
+    edit = opened("family:instruct", "family:reasoning", HALF)
+    (tmp_path / ".tmp-m-2").mkdir()
+    (tmp_path / ".tmp-m-2" / "busy.part").write_bytes(b"another edit's work")
+    folder, lock = _claim(tmp_path / "m")
+    with pytest.raises(Refused, match="another process is writing"):
+        write_edited(edit, tmp_path / "m")
+    os.close(lock)
+    (folder / "stale.part").write_bytes(b"left by a killed run")
+    write_edited(edit, tmp_path / "m")
+    assert (tmp_path / ".tmp-m-2" / "busy.part").exists() and (tmp_path / "m" / "model.safetensors").exists()
+    assert not (tmp_path / "m" / "stale.part").exists() and not folder.exists()

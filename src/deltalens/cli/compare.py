@@ -55,6 +55,8 @@ class Compare:
             raise BadInput(
                 "compare takes B or --refusal", "deltalens compare A B, or deltalens compare A --refusal MODEL"
             )
+        if self.seed < 0:
+            raise BadInput(f"--seed {self.seed} is not possible", "--seed 0")
         from deltalens.direction.compare import compare, overall
 
         a = directions(self.a, self.top)

@@ -114,6 +114,8 @@ class Activations:
                 "--contrast models compares two models, the others read one",
                 "--against MODEL" if contrast == "models" else "leave out --against",
             )
+        if self.seed < 0:
+            raise BadInput(f"--seed {self.seed} is not possible", "--seed 0")
         if self.pattern is not None and contrast != "spans":
             raise BadInput("--pattern finds spans of a behaviour", "--contrast spans")
         free(self.out)

@@ -11,7 +11,7 @@ import numpy as np
 
 from deltalens.checkpoint.header import one_line, parse_json, read_header
 from deltalens.checkpoint.write import write_safetensors
-from deltalens.direction.direction import FIELDS, SAMPLES, Direction
+from deltalens.direction.direction import FIELDS, SAMPLES, UNITS, Direction
 from deltalens.errors import BadInput
 
 SCHEMA = 1
@@ -76,7 +76,20 @@ def read_bank(path: str | Path) -> tuple[Direction, ...]:
     ids = [d.id for d in found]
     if len(set(ids)) < len(ids):
         raise BadInput(f"{path} names two directions alike", _REBUILD)
+    for d in found:
+        _check_samples(path, d, found)
     return tuple(found)
+
+
+def _check_samples(path: Path, of: Direction, bank: Sequence[Direction]) -> None:
+    """Refuses samples that are not those of the direction that names them."""
+    named = of.source.get("samples")
+    for rows in bank if named is not None else ():
+        if rows.kind == SAMPLES and rows.id == named:
+            first, n = rows.source.get("first"), len(rows.vectors)
+            split = first is None or (type(first) is int and 0 < first < n)
+            if not split or "first" not in rows.source or rows.vectors.shape[1] != of.vectors.shape[1]:
+                raise BadInput(f"{path}: {rows.id} are no samples of {of.id}", _REBUILD)
 
 
 def read_directions(reference: str, width: int | None = None) -> tuple[Direction, ...]:
@@ -84,7 +97,7 @@ def read_directions(reference: str, width: int | None = None) -> tuple[Direction
 
     Args:
         reference: `BANK`: all of them; `BANK#id`: one; `BANK#id:2`: the third vector of one; `BANK#GLOB`: those whose
-            id matches, such as the layer profile `BANK#*.difference`. Samples come only when named by their id.
+            id matches, such as the layer profile `BANK#*.difference`. Samples are no directions and never come.
         width: The d that is needed; None takes any.
 
     Raises:
@@ -129,6 +142,7 @@ def split_reference(reference: str) -> tuple[str, str | None]:
 def _named(bank: tuple[Direction, ...], wanted: str | None) -> tuple[Direction, ...]:
     if wanted is None:
         return tuple(d for d in bank if d.kind != SAMPLES)
+    bank = tuple(d for d in bank if d.kind != SAMPLES)  # rows that a direction was made from point nowhere in common
     if exact := [d for d in bank if d.id == wanted]:
         return tuple(exact)
     owner, colon, number = wanted.rpartition(":")
@@ -138,7 +152,7 @@ def _named(bank: tuple[Direction, ...], wanted: str | None) -> tuple[Direction, 
             last = len(found[0].vectors) - 1
             raise BadInput(f"direction {owner} has no vector {number}", f"{owner}:0 to {owner}:{last}")
         return tuple(d.only(int(number)) for d in found)
-    return tuple(d for d in bank if d.kind != SAMPLES and fnmatchcase(d.id, wanted))
+    return tuple(d for d in bank if fnmatchcase(d.id, wanted))
 
 
 def _entries(path: Path, text: str) -> list[dict[str, Any]]:
@@ -166,6 +180,11 @@ def _wrong(entry: Any) -> str | None:
     for name, kind in perhaps.items():
         if entry[name] is not None and (not isinstance(entry[name], kind) or isinstance(entry[name], bool)):
             return f"no valid {name}"
+    if entry["unit"] not in UNITS:
+        return f"unit {entry['unit']!r} is not {' or '.join(UNITS)}"
+    prompts = entry["source"].get("prompts", [])
+    if not isinstance(prompts, list) or not all(isinstance(name, str) for name in prompts):
+        return "no valid source.prompts"
     if not all(type(seed) is int for seed in entry["seeds"]):
         return "no valid seeds"
     if not all(type(value) in (int, float) for value in entry["sigma"] or []):

@@ -13,6 +13,10 @@ SAMPLES = "samples"
 _RANK = 1e-5  # float32 rows are independent down to about 1e-6 of their size
 
 
+UNITS = ("raw", "residual")
+"""What a strength multiplies: the vector as it is stored, or a vector as long as mean ‖h‖."""
+
+
 @dataclass(frozen=True, slots=True)
 class Direction:
     """One direction, or a subspace given by several vectors.

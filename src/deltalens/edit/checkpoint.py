@@ -4,11 +4,11 @@ The directory is built under a temporary name, its weights under names that noth
 very end: a process killed at any moment leaves nothing that can be loaded by mistake. Sources are only ever read.
 """
 
+import fcntl
 import json
 import os
 import platform
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -81,9 +81,7 @@ def write_checkpoint(
     check_target(opened, out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        for stale in out.parent.glob(f"{TEMPORARY}{out.name}-*"):  # what a killed run left
-            shutil.rmtree(stale)
-        folder = Path(tempfile.mkdtemp(prefix=f"{TEMPORARY}{out.name}-", dir=out.parent))
+        folder, lock = _claim(out)
     except OSError as problem:
         raise _unwritable(out, problem) from problem
     try:
@@ -104,7 +102,29 @@ def write_checkpoint(
         raise _unwritable(out, problem) from problem
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
     return Written(out, gaps)
+
+
+def _claim(out: Path) -> tuple[Path, int]:
+    """An empty folder beside the target, and the descriptor whose lock makes it ours; what a killed run left is gone.
+
+    Raises:
+        Refused: Another process is writing the same target.
+    """
+    folder = out.parent / f"{TEMPORARY}{out.name}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not folder.exists() or os.fstat(lock).st_ino != folder.stat().st_ino:  # its owner has just finished
+            raise BlockingIOError
+    except BlockingIOError as problem:
+        os.close(lock)
+        raise Refused(f"another process is writing {out}", "wait for it, or --out NEW") from problem
+    for left in folder.iterdir():
+        shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+    return folder, lock
 
 
 def check_target(opened: Plan, out: Path) -> None:

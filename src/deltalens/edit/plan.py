@@ -116,6 +116,10 @@ def plan(edit: Edit, kept: dict[tuple[str, ...], Triples] | None = None) -> Plan
     adapter = edit.tuned is not None and is_adapter(edit.tuned)
     tuned = edit.base if edit.tuned is None or adapter else edit.tuned
     pair = Pair.open(edit.base, tuned)
+    kinds = [checkpoint.setting("model_type") for checkpoint in (pair.base, pair.tuned)]
+    if kinds[0] != kinds[1]:  # tensors of one side under the config of the other would load, and be another model
+        found = f"{edit.base} is a {kinds[0]} model, {tuned} a {kinds[1]} model"
+        raise Refused(found, "name two models of one architecture")
     rows = editable(pair)
     models = {side: Model({r.name.name: getattr(r, side) for r in rows}) for side in ("base", "tuned")}
     if adapter:

@@ -234,7 +234,8 @@ def _job(asked: Plan, ckpt: Checkpoint, known: dict[str, Any]) -> Job:
         return Part({"source": ckpt.source, "tokens": rows}, arrays)
 
     vectors = [[d.id, d.layer, d.vectors.tolist()] for d in asked.directions]
-    prompts = [contrast.names, contrast.extract, contrast.test, asked.chat.template_hash]
+    ids = [[item.id for item in group] for group in contrast.items]
+    prompts = [contrast.names, ids, contrast.extract, contrast.test, asked.chat.template_hash]
     run = [asked.site, settings.select, settings.max_tokens, settings.dtype, settings.device]
     return Job(ckpt.source, part_key(VERSION, known, main, vectors, prompts, run), 0, 1.0, work)
 
