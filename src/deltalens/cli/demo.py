@@ -9,21 +9,21 @@ import tyro
 from deltalens.cli.display import err, measuring, out, target
 from deltalens.cli.measure import show
 
-PAIRS = (("base", "instruct"), ("instruct", "reasoning"))
-"""Ordinary fine-tuning first: what it also does is not specific to reasoning."""
+PAIRS = (("base", "instruct"), ("base", "reasoning-rl"), ("instruct", "reasoning"))
+"""Ordinary fine-tuning first: what it also does is not specific to reasoning. Then by reward, then by example."""
 
 
 @dataclass(frozen=True, slots=True)
 class Demo:
-    """Measure base → instruct and instruct → reasoning of the embedded family and write one page."""
+    """Measure instruct, RL and reasoning training of the embedded family and write one page."""
 
     out: Annotated[str, tyro.conf.arg(metavar="DIR")] = "demo-out"
-    """Directory for both runs and the page."""
+    """Directory for the runs and the page."""
     quiet: bool = False
     """No progress on stderr."""
 
     def run(self) -> int:
-        """Measure both pairs, print both tables, write the page."""
+        """Measure every pair, print its table, write the page."""
         from deltalens.checkpoint.pair import Pair
         from deltalens.report.page import write_page
         from deltalens.spectrum.measure import measure_diff
