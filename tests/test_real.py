@@ -40,7 +40,7 @@ def test_it_is_evaluated_like_the_family(smollm2: Path, tmp_path: Path) -> None:
     tasks = {r["task"] for r in rows}
     assert {"modular", "deduction", "refusal", "text"} <= tasks
     (text,) = (r for r in rows if r["metric"] == "perplexity")
-    assert 5 < text["value"] < 60 and text["low"] is not None  # plain English prose, 4-bit weights
+    assert 5 < text["value"] < 100 and text["low"] is not None  # plain prose in short windows, 4-bit weights
     p_think = [r["value"] for r in rows if r["metric"] == "p_think" and not r["group"]]
     assert p_think and max(p_think) < 1e-3  # it was never taught to think
     completions = Experiment.open(tmp_path / "e").results("eval").to_pylist()

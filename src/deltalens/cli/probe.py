@@ -1,17 +1,13 @@
 """`deltalens probe`: does a direction fire on reasoning and not elsewhere, beside what chance directions do?"""
 
 import json
-import shlex
-import sys
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from deltalens.cli.directions import Dtype
-from deltalens.cli.display import measuring, out, table
-from deltalens.errors import BadInput, printable
+from deltalens.cli.display import Dtype, invocation, measuring, out, table, target
+from deltalens.errors import printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,12 +60,10 @@ class Probe:
         from deltalens.methods.probe import LENGTH, Settings, plan, probe
         from deltalens.store.results import SUMMARY
 
-        if self.out == "":
-            raise BadInput("--out is empty", "--out DIRECTORY")
+        where = target(self.out)
         asked = plan(Settings(**{f.name: getattr(self, f.name) for f in fields(Settings)}))
         with measuring(self.quiet, "probe") as progress:
-            command = shlex.join(["deltalens", *sys.argv[1:]])
-            found = probe(asked, Path(self.out) if self.out else None, progress, command)
+            found = probe(asked, where, progress, invocation())
         if self.json:
             rows = [dict.fromkeys(SUMMARY.names) | row for row in found.summary]
             out(json.dumps({"verdict": found.verdict, "summary": rows}, indent=2, ensure_ascii=False))

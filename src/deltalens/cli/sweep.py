@@ -1,15 +1,12 @@
 """`deltalens sweep`: many edits of one pair, each scored on the same prompts, beside their controls."""
 
 import json
-import shlex
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from deltalens.cli.display import err, measuring, number, out, table
+from deltalens.cli.display import Dtype, err, invocation, measuring, number, out, table, target
 from deltalens.errors import BadInput, printable
 
 if TYPE_CHECKING:
@@ -56,7 +53,7 @@ class Sweep:
     """Keep every completion and number here; the same command resumes."""
     batch_size: int = 64
     """Rows decoded together."""
-    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    dtype: Dtype = "auto"
     """Of computation; auto: float32 on a CPU, as stored on a GPU."""
     device: str = "auto"
     """cpu or cuda; auto takes a GPU where there is one."""
@@ -69,8 +66,7 @@ class Sweep:
         """Sweep, then print the curve and what it comes to."""
         from deltalens.evaluate.plan import Settings
 
-        if self.out == "":
-            raise BadInput("--out is empty", "--out DIRECTORY")
+        where = target(self.out)
         settings = Settings(
             tasks=() if self.task is None else (self.task,),
             n=self.n,
@@ -86,7 +82,7 @@ class Sweep:
         asked = pairing(self.base, self.tuned, settings, self.recipe)
         for note in asked.notes:
             err(printable(f"note: {note}"))
-        where, command = Path(self.out) if self.out else None, shlex.join(["deltalens", *sys.argv[1:]])
+        command = invocation()
         if self.recipe == "transition":
             from deltalens.methods.transition import transition  # loads torch: not before every mistake is found
 

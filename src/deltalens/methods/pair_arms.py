@@ -16,7 +16,6 @@ from deltalens.evaluate.behaviour import completions, p_skip, p_think
 from deltalens.evaluate.prompts import Prompts
 from deltalens.evaluate.scores import Row
 from deltalens.methods.pair import Pairing
-from deltalens.model.generate import Decoding
 from deltalens.model.load import load
 from deltalens.store.engine import Progress, Task, run_tasks
 from deltalens.store.experiment import workspace
@@ -160,8 +159,7 @@ def score(of: Bench, points: Sequence[Point], prompts: Prompts | None = None) ->
 def generate(of: Bench, found: Sequence[Found]) -> list[Found]:
     """The same points with their completions, free and forced."""
     asked, prompts = of.pairing.asked, of.pairing.prompts
-    top_p = asked.settings.top_p if asked.temperature else 1.0
-    decoding = Decoding(asked.max_tokens(prompts.task), asked.temperature, top_p)
+    decoding = asked.decoding(prompts.task)
     modes = ("free", "forced") if prompts.task.measures == "accuracy" else ("free",)
 
     def work(model: "PreTrainedModel") -> Row:

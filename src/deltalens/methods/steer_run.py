@@ -7,7 +7,7 @@ every arm of the test split without generating, generation along the chosen curv
 import hashlib
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -114,7 +114,7 @@ def steer(
         "metric": plan.metric,
         "template": plan.test.chat.template_hash,
         "bank": hashlib.sha256(Path(split_reference(plan.settings.direction)[0]).read_bytes()).hexdigest()[:16],
-        "directions": [{f.name: getattr(d, f.name) for f in fields(d) if f.name != "vectors"} for d in plan.directions],
+        "directions": [d.record for d in plan.directions],
         "command": command,
     }
     asks = [
