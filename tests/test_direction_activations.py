@@ -317,3 +317,10 @@ def test_mistakes(command, error: str, fix: str | None, tmp_path: Path, monkeypa
     assert error in caught.value.error
     assert fix is None or fix in str(caught.value.fix)
     assert not list(tmp_path.iterdir())
+
+
+def test_models_of_two_architectures_have_no_difference(tmp_path: Path) -> None:
+    out = tmp_path / "bank.safetensors"
+    with pytest.raises(Refused, match="is a qwen2 model"):
+        Activations("family:reasoning", str(out), against="family:b-base", quiet=True).run()
+    assert not out.exists()

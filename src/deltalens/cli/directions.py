@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from deltalens.cli.display import Dtype, chat_of, number, out, say, table
+from deltalens.cli.display import Dtype, chat_of, number, out, say, table, warn
 from deltalens.errors import BadInput, Refused, printable
 
 if TYPE_CHECKING:
@@ -187,6 +187,12 @@ class Activations:
 
         assert self.against is not None
         pair = Pair.open(self.against, self.model)
+        kinds = [checkpoint.setting("model_type") for checkpoint in (pair.base, pair.tuned)]
+        if kinds[0] != kinds[1]:  # equal widths do not make their residual streams one space
+            found = f"{self.against} is a {kinds[0]} model, {self.model} a {kinds[1]} model"
+            raise Refused(found, "--against the model that it was trained from")
+        for warning in pair.warnings:
+            warn(warning)
         say(self.quiet, f"reading {len(ids)} prompts in both models")
         base, _ = load(self.against, self.dtype, self.device)
         source |= {"against": self.against}
