@@ -26,7 +26,7 @@ def test_overlap_and_angles_of_a_known_pair() -> None:
     assert overlap(turned, a) == overlap(a, turned)
     np.testing.assert_allclose(principal_angles(a, turned), [3e-7, 45], rtol=1e-6)
     np.testing.assert_allclose(principal_angles(turned, a), [3e-7, 45], rtol=1e-6)
-    np.testing.assert_allclose(energies(np.array([[3.0, 0, 0, 0, 4, 0, 0, 0]]), a), [9 / 25])
+    np.testing.assert_allclose(energies(np.array([[3.0, 0, 0, 0, 4, 0, 0, 0], [0.0] * 8]), a), [9 / 25, 0])
 
 
 @pytest.mark.parametrize(("d", "k", "m"), [(32, 4, 1), (32, 1, 4), (64, 5, 3), (40, 2, 8)])
