@@ -82,7 +82,7 @@ def overlap(a: Float64[np.ndarray, "d k"], b: Float64[np.ndarray, "d l"]) -> flo
 
 
 def energies(vectors: Float[np.ndarray, "n d"], basis: Float64[np.ndarray, "d k"]) -> Float64[np.ndarray, " n"]:
-    """Share of each row's energy inside a subspace; 0 for a row of zeros, as labels permuted over few prompts may give."""
+    """Share of each row's energy inside a subspace; 0 for a row of zeros, which few permuted prompts may give."""
     whole = np.sum(vectors.astype(np.float64) ** 2, axis=1)
     return np.sum((vectors @ basis) ** 2, axis=1) / np.maximum(whole, np.finfo(np.float64).tiny)
 
