@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -211,18 +212,35 @@ def test_reproduce_makes_it_again(tmp_path: Path) -> None:
     inner = first / "reproduce"
     assert sorted(p.name for p in inner.iterdir()) == ["bank-0-bank.safetensors", "edit.toml", "record.json"]
     record = json.loads((inner / "record.json").read_text())
-    assert from_record(record["edit"]) == read_edit(inner / "edit.toml") == found.edit
+    assert from_record(record["edit"]) == found.edit
+    cut = replace(found.edit.operations[1], direction="bank-0-bank.safetensors#d")
+    assert read_edit(inner / "edit.toml") == replace(found.edit, operations=(found.edit.operations[0], cut))
     assert record["banks"] == {bank.partition("#")[0]: "bank-0-bank.safetensors"}
     assert record["edit_hash"] == found.edit.edit_hash and record["starts_from"] == "tuned"
     assert set(record["rounding"]) == set(found.steps)
     card = (first / "README.md").read_text()
     assert "25.0%" in card and "deltalens edit x" in card and "seed 7" in card
-    again = write_edited(
-        plan(read_edit(inner / "edit.toml")), tmp_path / "two", seed=record["stochastic_rounding"]
-    ).path
-    assert (first / "model.safetensors").read_bytes() == (again / "model.safetensors").read_bytes()
     other = write_edited(found, tmp_path / "three", seed=8).path
     assert (first / "model.safetensors").read_bytes() != (other / "model.safetensors").read_bytes()
+
+
+def test_reproduce_names_models_by_commit_or_absolute_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub as hub
+
+    weights, commit = tiny_tensors(), "0123456789abcdef0123456789abcdef01234567"
+    cached = write_checkpoint(tmp_path / "hub" / "snapshots" / commit, weights, tiny_config())
+    write_checkpoint(tmp_path / "tuned", perturb(weights), tiny_config())
+    monkeypatch.setattr(hub, "snapshot_download", lambda *_, **__: str(cached))
+    monkeypatch.chdir(tmp_path)
+    contrast = {"operator": "contrast", "plus": "tuned", "minus": "other/name@main"}
+    restore = {"operator": "restore", "rank": 1, "reference": "other/name", "kinds": ["o_proj"]}
+    inner = write_edited(opened("owner/model", "tuned", contrast, restore), tmp_path / "out").path / "reproduce"
+    found = read_edit(inner / "edit.toml")
+    assert (found.base, found.tuned) == (f"owner/model@{commit}", str(tmp_path / "tuned"))
+    assert (found.operations[0].plus, found.operations[0].minus) == ("tuned", f"other/name@{commit}")
+    assert found.operations[1].reference == f"other/name@{commit}"
+    record = json.loads((inner / "record.json").read_text())
+    assert record["edit"]["base"] == "owner/model" and record["sources"]["base"]["identity"] == {"commit": commit}
 
 
 @pytest.mark.parametrize("dtype", ["BF16", "F16", "F32"])

@@ -1,20 +1,24 @@
 """One edit, several renderings: swapped weights, hooks, an adapter and a checkpoint compute the same function."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from edit_pairs import save_bank, save_pair
-from tiny_models import texts
+from tiny_models import WIDTH, texts
 
 from deltalens.direction.bank import read_direction
+from deltalens.edit import layerwise
 from deltalens.edit import prove as prove_module
 from deltalens.edit.edit import from_record
-from deltalens.edit.hook import hook
+from deltalens.edit.hook import Addition, added, hook
+from deltalens.edit.layerwise import capture
 from deltalens.edit.lora import to_adapter, write_lora
 from deltalens.edit.plan import Plan, plan
-from deltalens.edit.prove import TOLERANCE, logits, prove
+from deltalens.edit.proof import TOLERANCE
+from deltalens.edit.prove import available, fitting, logits, prove
 from deltalens.edit.swap import swap
 from deltalens.edit.tensors import changes
 from deltalens.errors import BadInput, Refused
@@ -167,19 +171,119 @@ def test_renderings_that_disagree_are_refused(tmp_path: Path, monkeypatch: pytes
         prove(opened(base, tuned, REVERT), prompts=texts())
 
 
+def _memory(edit: Plan) -> dict[str, int]:
+    """Bytes of memory for every way of proving an edit."""
+    infos = edit.carrier.tensors.values()
+    return {"whole model": 8 * sum(t.elements for t in infos), "captured": sum(t.end - t.start for t in infos), "": 0}
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "gpt2", "mixtral"])
+def test_layer_by_layer_agrees_on_real_and_on_drawn_inputs(tmp_path: Path, architecture: str) -> None:
+    base, tuned = save_pair(tmp_path, architecture)
+    bank = save_bank(tmp_path / "bank.safetensors", vectors=2)
+    cut = {"operator": "cut", "direction": bank, "kinds": ["o_proj", "down_proj", "embed"]}
+    steps = (REVERT, {**HALF, "kinds": ["all"]}, cut)  # gains and biases among them; a tied table in both roles
+    for step in steps if architecture in ("llama", "gemma2") else ({**HALF, "layers": "1"},):
+        edit = opened(base, tuned, step)
+        proofs = {way: prove(edit, prompts=texts(), free=free) for way, free in _memory(edit).items()}
+        whole = proofs.pop("whole model")
+        assert whole.mode == "whole model" and whole.inputs == "5 given prompts"
+        for proof in proofs.values():
+            assert proof.mode == "layer by layer" and proof.rounded is None
+            assert set(proof.differences) == set(whole.differences)
+            assert set(proof.left_out) == set(whole.left_out)
+            assert set(proof.rounding) == set(whole.rounding) and not any(proof.rounding.values())
+            assert max(proof.differences.values()) < TOLERANCE / 10 and proof.effect > 100 * TOLERANCE
+        assert proofs["captured"].inputs.startswith("what 5 given prompts feed to each module")
+        assert ("Gaussian inputs for" in proofs["captured"].inputs) == ("hook" in whole.left_out)
+        assert proofs[""].inputs.startswith("seeded Gaussian inputs")
+
+
+def test_layer_by_layer_takes_what_the_model_itself_feeds_to_a_module(tmp_path: Path) -> None:
+    base, tuned = save_pair(tmp_path, "llama", dtype=torch.bfloat16)
+    model, _ = load(str(base), "bfloat16")
+    inputs, refused = capture(model, opened(base, tuned, HALF), texts())
+    assert refused is None
+    site = Site("head_in", 1)
+    expected = capture_rows(model, texts(), [site], EVERYWHERE)[site]
+    found = inputs["layers.1.self_attn.o_proj"][0].reshape(len(texts()), -1, WIDTH)
+    for row, ids in enumerate(texts()):
+        real = expected.values[expected.row == row][-8:]
+        assert len(real) == min(8, len(ids)) and torch.equal(found[row, -len(real) :], real)
+    assert {x.dtype for kept in inputs.values() for x in kept} == {torch.float32, torch.int64}
+
+
+@pytest.mark.parametrize("way", ["captured", ""])
+def test_layer_by_layer_finds_one_wrong_factor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    base, tuned = save_pair(tmp_path, "llama")
+    edit = opened(base, tuned, REVERT)
+    free = _memory(edit)[way]
+    real_factors, real_read, calls = layerwise.factors, layerwise.read_adapter, iter(range(100))
+
+    def wrong(change: Any) -> Any:
+        left, right = real_factors(change)
+        return left * (1.01 if next(calls) == 3 else 1.0), right
+
+    def swapped_sides(folder: str) -> Any:
+        return {name: replace(f, left=f.left[::-1].copy()) for name, f in real_read(folder).items()}
+
+    fourth = list(edit.steps)[3]
+    with monkeypatch.context() as patch:
+        patch.setattr(layerwise, "factors", wrong)
+        with pytest.raises(Refused, match=f"hook and swap disagree: outputs of {fourth} differ"):
+            prove(edit, prompts=texts(), free=free)
+    monkeypatch.setattr(layerwise, "read_adapter", swapped_sides)
+    with pytest.raises(Refused, match="lora and swap disagree"):
+        prove(edit, prompts=texts(), free=free)
+
+
+def test_what_fits_decides_how_an_edit_is_proved() -> None:
+    for stored in (100, 200, 400):  # bytes of 100 entries of 8, 16 and 32 bits
+        assert [fitting(100, stored, free) for free in (800, 799, stored, stored - 1, 0)] == [
+            "whole", "captured", "captured", "drawn", "drawn"
+        ]  # fmt: skip
+    assert 2**20 < available() < 2**50
+
+
+def test_inputs_are_prompts_where_there_is_a_template_and_its_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tokenizers import Tokenizer
+
+    base, tuned = save_pair(tmp_path, "llama")
+    edit = opened(base, tuned, REVERT)
+    assert prove(edit).inputs == "4 rows of random ids (there is no chat template)"
+    template = "{% for message in messages %}user\n{{ message['content'] }}{% endfor %}"
+    (tuned / "chat_template.jinja").write_text(template)
+    assert prove(edit).inputs == "4 chat prompts"
+    seen = prove_module._chat_prompts(edit)
+    tokenizer = Tokenizer.from_file(str(tuned / "tokenizer.json"))
+    assert seen[0] == tokenizer.encode("user\n1+2+3=?").ids
+    assert not any(tokenizer.token_to_id("<unk>") in ids for ids in seen)
+    monkeypatch.setattr(prove_module, "_SUMS", ())
+    model, _ = load(str(base))
+    assert "the tokenizer lacks words" in prove_module._inputs(edit, model)[1]
+    (tuned / "tokenizer.json").unlink()
+    found, said = prove_module._inputs(edit, model)
+    assert len(found) == 4 and "random ids" in said and "no tokenizer.json" in said
+
+
 def test_what_rounding_does_is_reported_and_no_refusal(tmp_path: Path) -> None:
     base, tuned = save_pair(tmp_path, "llama", size=1e-4, dtype=torch.bfloat16)
     found = opened(base, tuned, {**REVERT, "strength": 0.02})
     proof = prove(found, prompts=texts())
-    assert max(proof.differences.values()) < TOLERANCE < proof.rounded
+    assert proof.rounded is not None and max(proof.differences.values()) < TOLERANCE < proof.rounded
     assert set(proof.rounding) == {row.name.name for row, _ in changes(found)} and max(proof.rounding.values()) > 0
     other = prove(found, seed=1, prompts=texts())
     assert other.rounded != proof.rounded and other.differences == proof.differences
 
 
 def test_the_family_agrees_too(tmp_path: Path) -> None:
-    proof = prove(opened("family:instruct", "family:reasoning", {"operator": "revert", "rank": "spikes"}))
-    assert set(proof.differences) == {"hook", "lora", "checkpoint"} and not proof.left_out
+    for step in ({"operator": "revert", "rank": "spikes"}, {"operator": "negate"}):
+        proof = prove(opened("family:instruct", "family:reasoning", step))
+        assert proof.mode == "whole model" and proof.inputs == "4 chat prompts"
+        assert {"hook", "checkpoint"} <= set(proof.differences)
+        assert set(proof.left_out) == ({"lora"} if step["operator"] == "negate" else set())
 
 
 def test_hooks_leave_the_weights_alone_and_go_again(tmp_path: Path) -> None:
@@ -189,11 +293,53 @@ def test_hooks_leave_the_weights_alone_and_go_again(tmp_path: Path) -> None:
     with hook(model, opened(base, tuned, REVERT)):
         assert equal(model, before) and not torch.equal(logits(model, texts()), plain)
     assert torch.equal(logits(model, texts()), plain)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma2", "olmo2", "gpt2", "gpt_neox", "phi"])
+def test_edits_of_every_tensor_are_hooks_too_gains_and_biases_included(tmp_path: Path, architecture: str) -> None:
+    """RMSNorm, gains stored less 1, norms of heads and of outputs, LayerNorms with biases."""
+    base, tuned = save_pair(tmp_path, architecture)
+    model, _ = load(str(base))
+    plain = logits(model, texts())
+    for step in (HALF, {"operator": "negate"}):
+        for kinds in ("all", "vector"):
+            edit = opened(base, tuned, {**step, "kinds": [kinds]})
+            with swap(model, edit):
+                swapped = logits(model, texts())
+            with hook(model, edit):
+                hooked = logits(model, texts())
+            scale = swapped.abs().max()
+            assert (hooked - swapped).abs().max() < 1e-5 * scale < 1e-3 * scale < (plain - swapped).abs().max()
+
+
+def test_a_gain_of_zero_is_no_division_by_it(tmp_path: Path) -> None:
+    base, _ = save_pair(tmp_path, "llama")
+    model, _ = load(str(base))
+    norm: Any = model.get_submodule("model.layers.1.input_layernorm")
+    gain = torch.randn(WIDTH, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        norm.weight.zero_()
+        with added([Addition(norm, gain[:, None], None)]):
+            hooked = logits(model, texts())
+        norm.weight.copy_(gain)
+    assert (hooked - logits(model, texts())).abs().max() < 1e-6 * hooked.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("architecture", "kinds", "reason"),
+    [
+        ("mixtral", "linear", r"experts\.0\.\w+ is an expert's: transformers stacks"),
+        ("opt", "all", "is a table that its module looks up shifted"),
+    ],
+)
+def test_what_hooks_cannot_take_is_refused_by_name(tmp_path: Path, architecture: str, kinds: str, reason: str) -> None:
+    base, tuned = save_pair(tmp_path, architecture)
+    model, _ = load(str(base))
     with (
-        pytest.raises(Refused, match="input_layernorm is not the weight or bias"),
-        hook(model, opened(base, tuned, HALF)),
+        pytest.raises(Refused, match=reason),
+        hook(model, opened(base, tuned, {**HALF, "kinds": [kinds]})),
     ):
-        pytest.fail("a norm has no hook")
+        pytest.fail("there is no such hook")
 
 
 def test_a_model_that_is_not_the_one_named_is_refused(tmp_path: Path) -> None:

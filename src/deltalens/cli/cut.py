@@ -1,11 +1,12 @@
 """`deltalens cut`: take a direction out of what a model's matrices write."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from deltalens.cli.edit import carry_out
+from deltalens.cli.edit import carry_out, with_banks
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,7 @@ class Cut:
     out: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
     """Write the edited checkpoint here; without it only say what would be touched."""
     prove: bool = False
-    """Run the cut swapped in, as hooks, as an adapter and as a checkpoint, and compare their logits first."""
+    """Run the cut swapped in, as hooks, as an adapter and as a checkpoint, and compare what they compute first."""
     stochastic_rounding: Annotated[int | None, tyro.conf.arg(metavar="SEED")] = None
     """Round at random with this seed, so that small changes survive 16 bits on average."""
     json: bool = False
@@ -40,5 +41,5 @@ class Cut:
         operation = Operation(
             "cut", self.strength, layers=self.layers, kinds=self.kinds or None, direction=self.direction
         )
-        edit = Edit(self.model, (operation,))
+        edit = with_banks(Edit(self.model, (operation,)), Path())
         return carry_out(edit, self.out, self.prove, self.stochastic_rounding, self.json, self.quiet)

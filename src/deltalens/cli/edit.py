@@ -2,7 +2,9 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
     from deltalens.edit.checkpoint import Written
     from deltalens.edit.edit import Edit as Asked
     from deltalens.edit.plan import Plan
-    from deltalens.edit.prove import Proof
+    from deltalens.edit.proof import Proof
 
 _WORST = 5  # tensors shown of the rounding gap
 
@@ -28,7 +30,7 @@ class Edit:
     out: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
     """Write the edited checkpoint here; without it only say what would be touched."""
     prove: bool = False
-    """Run the edit swapped in, as hooks, as an adapter and as a checkpoint, and compare their logits first."""
+    """Run the edit swapped in, as hooks, as an adapter and as a checkpoint, and compare what they compute first."""
     stochastic_rounding: Annotated[int | None, tyro.conf.arg(metavar="SEED")] = None
     """Round at random with this seed, so that small changes survive 16 bits on average."""
     json: bool = False
@@ -40,7 +42,44 @@ class Edit:
         """Read the file and carry it out."""
         from deltalens.edit.edit import read_edit
 
-        return carry_out(read_edit(self.spec), self.out, self.prove, self.stochastic_rounding, self.json, self.quiet)
+        spec = Path(self.spec)
+        edit = with_banks(read_edit(spec), spec.parent)
+        return carry_out(edit, self.out, self.prove, self.stochastic_rounding, self.json, self.quiet)
+
+
+def with_banks(edit: "Asked", folder: Path) -> "Asked":
+    """The edit with its banks where they lie: beside the edit file, else below the working directory.
+
+    Raises:
+        BadInput: One lies at neither place.
+    """
+    return replace(edit, operations=tuple(replace(o, direction=_bank(o.direction, folder)) for o in edit.operations))
+
+
+def _bank(reference: str | None, folder: Path) -> str | None:
+    from deltalens.direction.bank import split_reference
+
+    if reference is None:
+        return None
+    try:
+        for place in (str(folder / reference), reference):
+            if Path(split_reference(place)[0]).is_file():
+                return place
+        path = Path(split_reference(reference)[0])
+        wrong = "is a directory" if path.is_dir() else "no such file"
+    except OSError as problem:  # such as a name that is too long
+        path, wrong = Path(reference), (problem.strerror or type(problem).__name__).lower()
+    raise BadInput(f"cannot read the bank {path}: {wrong}", _nearest(path, "write one with `deltalens directions`"))
+
+
+def _nearest(path: Path, otherwise: str) -> str:
+    """The file beside a missing one that was probably meant, else what to do."""
+    try:
+        names = [p.name for p in path.parent.iterdir() if p.is_file()]
+    except OSError:
+        names = []
+    near = get_close_matches(path.name, names, n=1)
+    return f"did you mean {path.parent / near[0]}?" if near and path.name not in names else otherwise
 
 
 def carry_out(edit: "Asked", to: str | None, prove: bool, seed: int | None, as_json: bool, quiet: bool) -> int:
@@ -113,11 +152,14 @@ def _show_plan(opened: "Plan", shares: Sequence[float | None], left: Sequence[di
 
 
 def _show_proof(proof: "Proof") -> None:
+    out(printable(f"compared: {proof.mode}, {proof.inputs}"))
+    what = "outputs" if proof.rounded is None else "logits"
     for name, difference in proof.differences.items():
-        out(f"proved: {name} = swap, logits within {difference:.1e} of the largest (the edit moves {proof.effect:.1e})")
+        out(f"proved: {name} = swap, {what} within {difference:.1e} of the largest (the edit moves {proof.effect:.1e})")
     for name, reason in proof.left_out.items():
         out(printable(f"not compared: {name} ({reason})"))
-    out(f"rounding to the stored dtype moves logits by {proof.rounded:.1e} of the largest")
+    moved = proof.rounded if proof.rounded is not None else max(proof.rounding.values(), default=0.0)
+    out(f"rounding to the stored dtype moves {what} by {moved:.1e} of the largest")
 
 
 def _show_written(written: "Written", seed: int | None) -> None:

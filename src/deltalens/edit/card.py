@@ -40,6 +40,9 @@ def card(
             f"{gaps[worst].cosine:.4f} with it; `reproduce/record.json` lists every tensor.",
             "",
         ]
+    again = "deltalens edit reproduce/edit.toml --out NEW"
+    again += "" if seed is None else f" --stochastic-rounding {seed}"
+    lines += ["To make it again, from the folder of this card:", "", "```sh", again, "```", ""]
     if command:
-        lines += ["To make it again:", "", "```sh", command, "```", ""]
+        lines += ["It was made with:", "", "```sh", command, "```", ""]
     return "\n".join(lines)

@@ -10,7 +10,7 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
@@ -21,9 +21,10 @@ import numpy as np
 from deltalens.checkpoint.atomic import TEMPORARY
 from deltalens.checkpoint.header import one_line, read_header
 from deltalens.checkpoint.identity import identity
-from deltalens.checkpoint.source import INDEX, Checkpoint
+from deltalens.checkpoint.source import INDEX, Checkpoint, hub_id, repository
 from deltalens.direction.bank import split_reference
 from deltalens.edit.card import card
+from deltalens.edit.edit import Edit
 from deltalens.edit.form import Form, Stored
 from deltalens.edit.plan import Plan
 from deltalens.edit.rounding import Gap, generator, rounded, to_bytes
@@ -63,7 +64,7 @@ def write_checkpoint(
     """Write the edited model as a checkpoint that any tool loads.
 
     Shards, index, dtypes, tying and untouched bytes are those of the side that the edit starts from; the tokenizer,
-    template and config are the tuned side's. `reproduce/` holds what is needed to make it again.
+    template and config are the tuned side's. `reproduce/` holds what is needed to make it again, from any directory.
 
     Args:
         opened: The edit.
@@ -253,11 +254,11 @@ def _write_reproduce(
     """The edit, the banks it names, what its sources were, and what rounding did."""
     inner = folder / "reproduce"
     inner.mkdir()
-    (inner / "edit.toml").write_text(opened.edit.toml, encoding="utf-8")
     banks = sorted({split_reference(reference)[0] for reference in opened.directions})
     copies = {bank: f"bank-{i}-{Path(bank).name}" for i, bank in enumerate(banks)}
     for bank, name in copies.items():
         shutil.copyfile(bank, inner / name)
+    (inner / "edit.toml").write_text(_from_anywhere(opened, copies).toml, encoding="utf-8")
     record = {
         "schema": SCHEMA,
         "command": command,
@@ -277,6 +278,34 @@ def _write_reproduce(
     }
     text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     (inner / "record.json").write_text(text, encoding="utf-8")
+
+
+def _from_anywhere(opened: Plan, copies: Mapping[str, str]) -> Edit:
+    """The edit with its models by absolute path or commit, and its banks by the names of their copies beside it."""
+
+    def model(source: str, side: str) -> str:
+        if source.startswith("family:"):
+            return source
+        if not hub_id(source):
+            return str(Path(source).expanduser().absolute())
+        place = next(iter(opened.models[side].tensors.values())).file.parent  # …/snapshots/COMMIT
+        return f"{repository(source)}@{place.name}" if place.parent.name == "snapshots" else source
+
+    def other(source: str | None) -> str | None:
+        return source if source in (None, "base", "tuned") else model(source, source)
+
+    def bank(reference: str | None) -> str | None:
+        if reference is None:
+            return None
+        path, wanted = split_reference(reference)
+        return copies[path] if wanted is None else f"{copies[path]}#{wanted}"
+
+    edit = opened.edit
+    operations = tuple(
+        replace(o, direction=bank(o.direction), **{f: other(getattr(o, f)) for f in ("plus", "minus", "reference")})
+        for o in edit.operations
+    )
+    return Edit(model(edit.base, "base"), operations, None if edit.tuned is None else model(edit.tuned, "tuned"))
 
 
 def _settle(folder: Path) -> None:

@@ -200,13 +200,23 @@ def read_edit(path: str | Path) -> Edit:
     Raises:
         BadInput: It cannot be read, or says something that no edit can mean; names the nearest field.
     """
+    return from_record(read_record(path))
+
+
+def read_record(path: str | Path) -> dict[str, Any]:
+    """The plain values of an edit file.
+
+    Raises:
+        BadInput: It cannot be read, or is not TOML.
+    """
     try:
-        record = tomllib.loads(Path(path).read_bytes().decode("utf-8"))
+        return tomllib.loads(Path(path).read_bytes().decode("utf-8"))
     except OSError as problem:
-        raise BadInput(f"cannot read {path}: {(problem.strerror or one_line(problem)).lower()}") from None
+        raise BadInput(
+            f"cannot read {path}: {(problem.strerror or one_line(problem)).lower()}", "the path of an edit file (TOML)"
+        ) from None
     except (ValueError, RecursionError) as problem:  # not UTF-8, or no TOML
-        raise BadInput(f"{path} is not TOML ({one_line(problem)})") from None
-    return from_record(record)
+        raise BadInput(f"{path} is not TOML ({one_line(problem)})", 'base = "…", then [[edit]] tables') from None
 
 
 def from_record(record: Mapping[str, Any]) -> Edit:

@@ -42,6 +42,14 @@ def swap(model: "PreTrainedModel", opened: Plan, side: str | None = None) -> Gen
         yield
 
 
+def overwrite(model: "PreTrainedModel", opened: Plan, side: str | None = None) -> None:
+    """The edited model for good, with no copy kept; see `swap`."""
+    parameters = named(model)
+    with torch.no_grad():
+        for row, form in _of_side(model, opened, side):
+            view_of(parameters, row).copy_(as_stored(row, form.dense()))
+
+
 @contextmanager
 def swapped(model: "PreTrainedModel", made: Iterable[tuple[Row, Form]]) -> Generator[None, None, None]:
     """Given tensors in place of the model's own within the block; see `swap`.
