@@ -1,0 +1,1 @@
+"""The experiment: phases, their settings and the verdicts that they end in."""
