@@ -3,20 +3,36 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from edit_pairs import save_pair
 from planted_pair import save_planted
 
+import deltalens.methods.transition as recipe
+from deltalens.checkpoint.names import LINEAR
+from deltalens.checkpoint.pair import Pair
 from deltalens.cli.sweep import Sweep
+from deltalens.cli.sweep_tables import show_transition
 from deltalens.errors import BadInput, Refused
 from deltalens.evaluate.behaviour import p_think
 from deltalens.evaluate.plan import Settings
-from deltalens.methods import pair_arms
-from deltalens.methods.pair import pairing
-from deltalens.methods.transition import FULL, SKIP_ATTENTION, SKIP_MLP, Transition, transition
+from deltalens.methods.transition import (
+    FULL,
+    LEGEND,
+    REST,
+    SKIP_ATTENTION,
+    SKIP_MLP,
+    Transition,
+    arm_name,
+    parts,
+    transition,
+)
 from deltalens.model.load import load
 from deltalens.store.experiment import Experiment
+from deltalens.sweep import bench
+from deltalens.sweep.pair import Pairing, pairing
 from deltalens.sweep.transition import CLIP, POINTS, lambda_at, log_odds, sharpness, verdict, width
 
 LAMBDAS = np.linspace(0, 1, POINTS).tolist()
@@ -124,7 +140,7 @@ def test_points_outside_the_unit_interval_do_not_count() -> None:
 # The family, and a pair in which one attention matrix carries everything.
 
 PAIR = ("family:instruct", "family:reasoning")
-ASKED = Settings(n=50)
+ASKED = Settings(n=50, temperature=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -132,9 +148,19 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("transition") / "out"
 
 
+SOME = ("only layers 1-2", "only layers 1-3", "only o_proj", REST)
+"""Parts of the family that are swept: all of them take a minute, and a planted pair has them too."""
+
+
+def swept(**how: Any) -> Transition:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recipe, "parts", lambda pair: {name: parts(pair)[name] for name in SOME})
+        return transition(pairing(*PAIR, ASKED), **how)
+
+
 @pytest.fixture(scope="module")
 def family(out: Path) -> Transition:
-    return transition(pairing(*PAIR, ASKED, "transition"), out=out)
+    return swept(out=out)
 
 
 def value(found: Transition, arm: str, metric: str) -> float:
@@ -158,7 +184,7 @@ def test_the_family_turns_on_greedily_long_before_its_probability_does(family: T
 
 
 def test_its_ends_are_the_models_themselves(family: Transition) -> None:
-    prompts = pairing(*PAIR, ASKED, "transition").prompts
+    prompts = pairing(*PAIR, ASKED).prompts
     for source, at in zip(PAIR, (0, -1), strict=True):
         assert family.curves[0].p[at].tolist() == p_think(load(source)[0], prompts)
     assert all(curve.p[0].tolist() == family.curves[0].p[0].tolist() for curve in family.curves)
@@ -176,37 +202,92 @@ def test_it_is_stored_and_resumes_without_a_model(
 ) -> None:
     stored = Experiment.open(out)
     assert stored.record["recipe"] == "transition" and stored.results("transition").num_rows == len(family.rows)
-    assert stored.summary.num_rows == len(family.summary) and stored.arms.num_rows == len(family.arms) == 61
+    assert (
+        stored.summary.num_rows == len(family.summary)
+        and stored.arms.num_rows == len(family.arms) == 21 + (2 + len(SOME)) * 20
+    )
     norms = stored.arms.column("norm_delta").to_pylist()
     assert norms[10] == pytest.approx(norms[20] / 2) and norms[0] == 0
     killed = next((out / "parts").iterdir())
     killed.unlink()
     loads = []
-    monkeypatch.setattr(pair_arms, "load", lambda *how: loads.append(how) or load(*how))
-    again = transition(pairing(*PAIR, ASKED, "transition"), out=out)
+    monkeypatch.setattr(bench, "load", lambda *how: loads.append(how) or load(*how))
+    again = swept(out=out)
     assert len(loads) == 1 and again.summary == family.summary and again.rows == family.rows
     assert killed.is_file()
-    transition(pairing(*PAIR, ASKED, "transition"), out=out)
-    assert len(loads) == 1
     with pytest.raises(Refused, match="another experiment"):
-        transition(pairing(*PAIR, ASKED, "transition"), points=22, out=out)
+        swept(points=22, out=out)
 
 
-def test_the_modules_that_carry_a_planted_change_are_found(tmp_path: Path) -> None:
-    base, tuned = save_planted(tmp_path)
-    found = transition(pairing(base, tuned, Settings(n=50, max_tokens=2), "transition"), points=3)
-    ends = {curve.name: float(curve.p[-1].mean()) for curve in found.curves}
-    start = float(found.curves[0].p[0].mean())
+def test_parts_of_the_family_s_change_do_less_alone_than_together(family: Transition) -> None:
+    assert [curve.name for curve in family.parts] == [*SOME]
+    shares = {r["arm"]: r for r in family.summary if r["metric"] == "fraction"}
+    assert set(shares) == {SKIP_MLP, SKIP_ATTENTION, *SOME}
+    assert all(r["low"] <= r["value"] <= r["high"] < 0.6 for r in shares.values())
+    assert shares["only layers 1-3"]["value"] > 5 * shares["only layers 1-2"]["value"] > 0
+    assert shares["only o_proj"]["value"] < 0.1 and shares[REST]["value"] < 0.1
+    assert shares["only o_proj"]["reference"] == "λ = 1, only o_proj"
+    assert value(family, "λ = 0.5", "kl") > 0 == value(family, "λ = 0", "kl")
+    assert not any(r["metric"] == "kl" for r in family.summary if ", " in r["arm"])  # KL is not taken of parts
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Pairing:
+    return pairing(*save_planted(tmp_path_factory.mktemp("planted")), Settings(n=50, max_tokens=2, temperature=0.0))
+
+
+@pytest.fixture(scope="module")
+def carried(planted: Pairing) -> Transition:
+    return transition(planted, points=3, kl=False)
+
+
+def test_the_layers_and_the_kind_that_carry_a_planted_change_are_found(carried: Transition) -> None:
+    start = float(carried.curves[0].p[0].mean())
+    ends = {curve.name: float(curve.p[-1].mean()) for curve in (*carried.curves, *carried.parts)}
+    bands = ["only layer 0", "only layers 1-2", "only layer 3", "only layers 1-3"]
+    assert [*ends] == [FULL, SKIP_MLP, SKIP_ATTENTION, *bands, *(f"only {kind}" for kind in LINEAR), REST]
     assert start < 0.1 and ends[FULL] > 0.6
-    assert ends[SKIP_MLP] == pytest.approx(ends[FULL], abs=0.05) and ends[SKIP_ATTENTION] == pytest.approx(
-        start, abs=0.05
+    moves = {FULL, SKIP_MLP, "only layers 1-2", "only layers 1-3", "only o_proj"}  # its layer is 2
+    for name, end in ends.items():
+        assert end == pytest.approx(ends[FULL] if name in moves else start, abs=0.05), name
+    for curve in carried.parts:
+        assert curve.fraction is not None
+        assert curve.fraction["value"] == pytest.approx(float(curve.name in moves), abs=0.05), curve.name
+
+
+def test_beyond_the_ends_the_line_goes_on_and_nothing_that_is_said_changes(
+    planted: Pairing, carried: Transition
+) -> None:
+    found = transition(planted, points=3, beyond=0.5, kl=False)
+    for one, other in zip((*found.curves, *found.parts), (*carried.curves, *carried.parts), strict=True):
+        assert (one.summary, one.verdict, one.fraction) == (other.summary, other.verdict, other.fraction)
+        assert one.lambdas == (0, 0.5, 1)
+    assert found.beyond == [-0.5, 1.5] and {-0.5, 1.5} < set(found.generated)
+    assert not {-0.5, 1.5} & set(carried.generated)
+    p = np.array([value(found, arm_name(FULL, at), "p_think") for at in (-0.5, 0.0, 0.5, 1.0, 1.5)])
+    assert (np.diff(log_odds(p)) > 0.5).all()
+    norms = {arm["arm"]: arm["norm_delta"] for arm in found.arms}
+    assert norms["λ = -0.5"] == pytest.approx(norms["λ = 0.5"]) and norms["λ = 1.5"] == pytest.approx(
+        1.5 * norms["λ = 1"]
     )
+    places = [(r["group"], r["value"]) for r in found.summary if r["metric"] == "strength"]
+    assert [x for name, x in places if name == FULL] == [-0.5, 0.0, 0.5, 1.0, 1.5]
+    assert all(
+        [x for name, x in places if name == c.name] == [0.0, 0.5, 1.0] for c in (*found.curves[1:], *found.parts)
+    )
+
+
+def test_projections_that_are_stored_together_move_together(tmp_path: Path) -> None:
+    base, tuned = save_pair(tmp_path, "gpt2")
+    bands = ["only layer 0", "only layer 1", "only layer 2", "only layers 1-2"]
+    kinds = ["only q_proj, k_proj, v_proj", "only o_proj", "only up_proj", "only down_proj"]
+    assert list(parts(Pair.open(base, tuned))) == [*bands, *kinds, REST]
 
 
 def test_a_mistake_is_found_without_torch() -> None:
     code = (
         "import sys\nfrom deltalens.cli.sweep import Sweep\n"
-        "try:\n    Sweep('family:instruct', 'family:reasoning', 'rank', task='nothing').run()\n"
+        "try:\n    Sweep(('family:instruct', 'family:reasoning'), 'rank', task=('nothing',)).run()\n"
         "except Exception as problem:\n    print(problem, 'torch' in sys.modules)"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
@@ -214,21 +295,22 @@ def test_a_mistake_is_found_without_torch() -> None:
 
 
 def test_bad_input_is_said_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pair_arms, "load", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(bench, "load", lambda *_: pytest.fail("a model was loaded"))
     with pytest.raises(BadInput, match="needs 21"):
-        Sweep(*PAIR, "transition", points=20).run()
+        Sweep(PAIR, "transition", points=20).run()
     with pytest.raises(BadInput, match="those of a transition"):
-        Sweep(*PAIR, "rank", points=21).run()
+        Sweep(PAIR, "rank", points=21).run()
     with pytest.raises(BadInput, match="no such task"):
-        Sweep(*PAIR, "transition", task="nothing").run()
+        Sweep(PAIR, "transition", task=("nothing",)).run()
     with pytest.raises(BadInput, match="named twice"):
-        Sweep(PAIR[0], PAIR[0], "transition").run()
+        Sweep((PAIR[0], PAIR[0]), "transition").run()
     with pytest.raises(BadInput, match="--out is empty"):
-        Sweep(*PAIR, "transition", out="").run()
+        Sweep(PAIR, "transition", out="").run()
 
 
-def test_what_is_printed(family: Transition, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert Sweep(*PAIR, "transition", n=50, out=str(out), quiet=True).run() == 0
+def test_what_is_printed(family: Transition, capsys: pytest.CaptureFixture[str]) -> None:
+    show_transition(pairing(*PAIR, ASKED), family)
     said = capsys.readouterr().out
     assert "λ50 of the greedy think ratio" in said and "contradicted: smooth in log-odds" in said
-    assert f"{value(family, FULL, 'lambda50_p_think'):.3f} [" in said and f"stored in {out}" in said
+    assert f"{value(family, FULL, 'lambda50_p_think'):.3f} [" in said
+    assert max(map(len, LEGEND.splitlines())) <= 120

@@ -18,7 +18,7 @@ class Report:
     """
 
     dirs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
-    """Finished RUN directories, or what eval, probe and steer wrote with --out."""
+    """Finished RUN directories, or what eval, probe, steer and sweep wrote with --out."""
     out: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
     """The page, report.html in the first DIR by default."""
 

@@ -109,7 +109,7 @@ class Steer:
 def show_doses(plan: "Plan", found: "Steered") -> None:
     """The grid: a line per layer and sign, a column per strength."""
     from deltalens.methods.steer import SHARES
-    from deltalens.methods.steer_run import SELECT
+    from deltalens.store.results import SELECT
 
     task = plan.chosen_on.task.name + SELECT
     values = {(r["arm"], r["metric"]): r for r in found.summary if r["task"] == task and not r["group"]}

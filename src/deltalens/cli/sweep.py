@@ -1,54 +1,58 @@
 """`deltalens sweep`: many edits of one pair, each scored on the same prompts, beside their controls."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from deltalens.cli.display import Dtype, err, invocation, measuring, number, out, table, target
+from deltalens.cli.display import Dtype, err, invocation, measuring, out, target
+from deltalens.cli.sweep_tables import SHOWN, show_curves
 from deltalens.errors import BadInput, printable
 
 if TYPE_CHECKING:
-    from deltalens.methods.functional_rank import FunctionalRank
-    from deltalens.methods.pair import Pairing
-    from deltalens.methods.transition import Transition
+    from deltalens.evaluate.plan import Settings
+    from deltalens.sweep.curves import Swept
+    from deltalens.sweep.pair import Pairing
 
-_SCORES = ("think_ratio", "accuracy", "forced_accuracy")
-_TRANSITION = (
-    "W_b + λΔ over every tensor; skip MLP, skip attention: those kinds stay at base. λ50: where the mean passes ½,\n"
-    "by the greedy think ratio as soon as thinking is likelier than any other start. width: λ(p = .9) − λ(p = .1). J:\n"
-    "largest share of the change of log-odds inside .2 of λ: .2 for a straight line, sharp from .6, smooth up to .4.\n"
-    "Intervals are 99.4 % (1 − .05/8), bootstrap by item."
-)
-_RANK = (
-    "Δ_k: the leading k triples of each of the seven linear kinds in the base, all else at base; / √e_k: stretched to\n"
-    "the length of Δ; tuned − Δ_k: taken out of the tuned model. random U: the same σ and V, random left vectors;\n"
-    "bottom k: the last k triples at the length of Δ_k. k of the controls is chosen on the select split. Functional\n"
-    "rank: the least k within the tuned model's 95 % interval, 0 for the base. –: not generated there."
-)
+Recipe = Literal["transition", "rank", "lox-reasoning", "spectrum-behaviour", "direct-pair", "contrast", "negate"]
+_ROLES = ("sibling", "further", "parent")
 
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """Sweep edits of a pair: where along λ thinking begins and how sharply, or at which rank it is all there."""
+    """Sweep edits of a pair: a published recipe, or an edit file over a grid of strengths, ranks, layers and kinds."""
 
-    base: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="BASE")]
-    """Directory, hub-id[@revision] or family:NAME."""
-    tuned: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TUNED")]
-    """Its tuned sibling."""
-    recipe: Literal["transition", "rank"]
-    """transition: interpolate from base to tuned; rank: put the leading part of the change into the base."""
-    task: str | None = None
-    """What is asked; by default a task that thinking helps with."""
+    sources: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="BASE TUNED|SPEC.toml")]
+    """A pair (directory, hub-id[@revision] or family:NAME) with --recipe, or an edit file with --grid."""
+    recipe: Recipe | None = None
+    """transition: interpolate; rank: least sufficient rank; all are described in docs/behaviour.md, §8."""
+    grid: tuple[str, ...] = ()
+    """Values of a field of an edit file, as TOML: 'strength = [0.5, 1]' 'layers = ["0-1", "2-3"]' '2.rank = [1, 4]'."""
+    adaptive: bool = False
+    """Add strengths of a grid where thinking jumps between neighbours."""
+    sibling: Annotated[str | None, tyro.conf.arg(metavar="MODEL")] = None
+    """A fine-tune of the same kind that does not think: a control; θ⁻ of contrast."""
+    further: Annotated[str | None, tyro.conf.arg(metavar="MODEL")] = None
+    """A model fine-tuned from TUNED: lox-reasoning asks how much of the leading part it keeps."""
+    parent: Annotated[str | None, tyro.conf.arg(metavar="MODEL")] = None
+    """Another candidate base of TUNED: direct-pair says which of the two is nearer."""
+    task: tuple[str, ...] = ()
+    """What is asked; the first is swept, by default one that thinking helps with, the others are the price."""
     n: int | None = None
-    """Items; by default 200, or all that a smaller task has."""
+    """Items; by default 200 (direct-pair: 20), or all that a smaller task has."""
     seed: tuple[int, ...] = (0,)
     """The first draws the items; sampling takes one completion per item and seed."""
     points: int | None = None
     """How many λ from 0 to 1 a transition takes; by default 21, the fewest that a verdict may rest on."""
+    beyond: float = 0.0
+    """How far a transition goes on below λ = 0 and above λ = 1."""
     max_tokens: int | None = None
     """Longest completion; by default what the task needs on the family, 4096 elsewhere."""
+    kl: bool = True
+    """--no-kl: leave out the KL from the base, which needs the base as a second model in memory."""
     out: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
     """Keep every completion and number here; the same command resumes."""
     batch_size: int = 64
@@ -63,12 +67,29 @@ class Sweep:
     """No progress on stderr."""
 
     def run(self) -> int:
-        """Sweep, then print the curve and what it comes to."""
+        """Sweep, then print every curve and what it comes to."""
+        where = target(self.out)
+        if self.recipe is None:
+            asked, work, show = self._over_grid()
+        else:
+            asked, work, show = self._of_recipe(self.recipe)
+        for note in asked.notes:
+            err(printable(f"note: {note}"))
+        with measuring(self.quiet, "sweep") as progress:
+            found = work(where, progress, invocation())
+        if self.json:
+            out(json.dumps(found.summary, indent=2, ensure_ascii=False))
+        else:
+            show(asked, found)
+            if self.out:
+                out(printable(f"stored in {self.out}; its page: deltalens report {self.out}"))
+        return 0
+
+    def _settings(self) -> "Settings":
         from deltalens.evaluate.plan import Settings
 
-        where = target(self.out)
-        settings = Settings(
-            tasks=() if self.task is None else (self.task,),
+        return Settings(
+            tasks=self.task,
             n=self.n,
             seeds=self.seed,
             max_tokens=self.max_tokens,
@@ -76,98 +97,79 @@ class Sweep:
             dtype=self.dtype,
             device=self.device,
         )
-        points = self._points()
-        from deltalens.methods.pair import pairing
 
-        asked = pairing(self.base, self.tuned, settings, self.recipe)
-        for note in asked.notes:
-            err(printable(f"note: {note}"))
-        command = invocation()
-        if self.recipe == "transition":
-            from deltalens.methods.transition import transition  # loads torch: not before every mistake is found
+    def _of_recipe(self, name: Recipe) -> "tuple[Pairing, Callable[..., Any], Callable[..., None]]":
+        from deltalens.methods.recipes import recipe
+        from deltalens.sweep.pair import pairing
 
-            with measuring(self.quiet, "sweep") as progress:
-                curve = transition(asked, points, where, progress, command)
-            out(_plain(curve.summary)) if self.json else show_transition(asked, curve)
-        else:
-            from deltalens.methods.functional_rank import functional_rank
+        if len(self.sources) != 2:
+            raise BadInput(
+                f"a recipe is about a pair, {len(self.sources)} models are named", "--recipe NAME BASE TUNED"
+            )
+        if self.grid or self.adaptive:
+            raise BadInput("--grid and --adaptive belong to an edit file", "deltalens sweep SPEC.toml --grid …")
+        if name != "transition" and (self.points is not None or self.beyond):
+            raise BadInput("--points and --beyond are those of a transition", "--recipe transition")
+        given = {role: getattr(self, role) for role in _ROLES}
+        one = recipe(name, given)
+        more = {"points": self._points(), "beyond": self._beyond()} if name == "transition" else {}
+        settings = self._settings()
+        if one.greedy:
+            settings = replace(settings, temperature=0.0)
+        if settings.n is None:
+            settings = replace(settings, n=one.n)
+        asked = pairing(*self.sources, settings, one.ends, given)
+        module = one.load()  # loads torch: not before every mistake is found
 
-            with measuring(self.quiet, "sweep") as progress:
-                ranks = functional_rank(asked, where, progress, command)
-            out(_plain(ranks.summary)) if self.json else show_rank(asked, ranks)
-        if self.out and not self.json:
-            out(printable(f"stored in {self.out}"))
-        return 0
+        def work(where: Path | None, progress: Any, command: str) -> Any:
+            return getattr(module, one.module)(asked, out=where, progress=progress, command=command, kl=self.kl, **more)
+
+        def show(asked: "Pairing", found: Any) -> None:
+            SHOWN.get(name, show_curves)(asked, found)
+            out(module.LEGEND)
+
+        return asked, work, show
+
+    def _over_grid(self) -> "tuple[Pairing, Callable[..., Any], Callable[..., None]]":
+        from deltalens.edit.edit import from_record, read_record
+        from deltalens.methods.grid import LEGEND, edits, read_grid
+        from deltalens.sweep.pair import pairing
+
+        if len(self.sources) != 1:
+            raise BadInput(
+                "a sweep needs a recipe, or one edit file", "--recipe NAME BASE TUNED, or SPEC.toml --grid …"
+            )
+        if self.points is not None or self.beyond or self.further or self.parent:
+            raise BadInput("--points, --beyond, --further and --parent belong to recipes", "without them")
+        record = read_record(self.sources[0])
+        edit = from_record({key: value for key, value in record.items() if key != "grid"})
+        varied = read_grid(self.grid, record)
+        if edit.tuned is None:
+            raise BadInput("a sweep measures an edit against a pair, the edit has no tuned side", 'tuned = "…"')
+        edits(edit, varied, self.adaptive)  # their mistakes come before those of the models
+        asked = pairing(edit.base, edit.tuned, self._settings(), others={"sibling": self.sibling})
+        from deltalens.methods.grid_run import grid
+
+        def work(where: Path | None, progress: Any, command: str) -> "Swept":
+            return grid(asked, edit, varied, self.adaptive, where, progress, command, self.kl)
+
+        def show(asked: "Pairing", found: "Swept") -> None:
+            show_curves(asked, found)
+            out(LEGEND)
+
+        return asked, work, show
 
     def _points(self) -> int:
         from deltalens.sweep.transition import POINTS
 
         if self.points is None:
             return POINTS
-        if self.recipe != "transition":
-            raise BadInput("--points are those of a transition", "--recipe transition")
         if self.points < POINTS:
             fix = f"--points {POINTS}"
             raise BadInput(f"--points {self.points}: a verdict on sharpness needs {POINTS} in [0, 1]", fix)
         return self.points
 
-
-def show_transition(asked: "Pairing", found: "Transition") -> None:
-    """A line per λ, then a line per curve, then the verdict."""
-    from deltalens.methods.transition import CURVES, arm_name
-
-    cells = _pooled(found.summary)
-    lines = []
-    for i, strength in enumerate(found.curves[0].lambdas):
-        scores = [number(cells.get((arm_name("all", strength), metric)), ".3f") for metric in _SCORES]
-        p = [f"{curve.p[i].mean():.4f}" for curve in found.curves]
-        lines.append([f"{strength:.3g}", *p[:1], *scores, *p[1:]])
-    metric = asked.metric
-    heads = ["λ", metric, "think ratio", "accuracy", "forced", *(f"{metric}, {name}" for name in list(CURVES)[1:])]
-    task = asked.prompts.task
-    title = f"{task.name}: {asked.base} to {asked.tuned} (n = {len(asked.prompts.items)})"
-    table(title, heads, lines, left=0)
-    words = {f"lambda50_{metric}": f"λ50 of {metric}", f"width_{metric}": "width", "sharpness": "J"}
-    words["lambda50_think_ratio"] = "λ50 of the greedy think ratio"
-    lines = []
-    for curve in found.curves:
-        for row in curve.summary:
-            why = row["method"] if row["value"] is None or row["metric"] == "sharpness" else ""
-            lines.append([curve.name, words[row["metric"]], _with_interval(row), why])
-    table("", ["what moves", "", "value", ""], lines, left=4)
-    out(_TRANSITION)
-
-
-def show_rank(asked: "Pairing", found: "FunctionalRank") -> None:
-    """A line per arm, the functional ranks, and what a claim rests on."""
-    cells = _pooled(found.summary)
-    lines = []
-    for arm in found.arms:
-        name, edit = arm["arm"], json.loads(arm["edit"] or "{}")
-        stretch = edit["edit"][0]["strength"] if "/ √e" in name else None
-        scores = [number(cells.get((name, metric)), ".3f") for metric in (asked.metric, *_SCORES)]
-        lines.append([name, number(cells.get((name, "energy")), ".3f"), number(stretch, ".3f"), *scores])
-    heads = ["arm", "e_k", "1/√e_k", asked.metric, "think ratio", "accuracy", "forced"]
-    table(f"{asked.prompts.task.name}: Δ_k of {asked.base} to {asked.tuned}", heads, lines, left=1)
-    for row in found.summary:
-        if row["metric"].startswith("functional_rank"):
-            by = row["metric"].removeprefix("functional_rank").removeprefix("_") or f"{asked.metric} and accuracy"
-            value = "none" if row["value"] is None else f"{row['value']}"
-            out(f"functional rank by {by}: {value} ({row['method']})")
-        if row["metric"] == "effect_minus_largest_control":
-            out(f"{row['arm']}, |effect| less that of the largest control: {_with_interval(row)} ({row['reference']})")
-    out("")
-    out(_RANK)
-
-
-def _plain(summary: list[dict[str, Any]]) -> str:
-    return json.dumps(summary, indent=2, ensure_ascii=False)
-
-
-def _pooled(summary: list[dict[str, Any]]) -> dict[tuple[str, str], float | None]:
-    return {(r["arm"], r["metric"]): r["value"] for r in summary if not r["group"] and not r.get("reference")}
-
-
-def _with_interval(row: dict[str, Any]) -> str:
-    ends = "" if row["low"] is None else f" [{row['low']:.3f}, {row['high']:.3f}]"
-    return number(row["value"], ".3f") + ends
+    def _beyond(self) -> float:
+        if not 0 <= self.beyond <= 4:
+            raise BadInput(f"--beyond {self.beyond} is not possible", "--beyond 0.5, at most 4")
+        return self.beyond

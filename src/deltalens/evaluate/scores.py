@@ -6,7 +6,7 @@ by item, and paired rates Newcombe's with McNemar's p, corrected over the whole 
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -46,12 +46,12 @@ COMPARED = ("accuracy", "think_ratio", "forced_accuracy", "closed_accuracy")
 COMPARED_MEANS = ("p_think", "p_skip")
 
 
-def summarise(rows: Sequence[Row], reference: str | None = None, level: float = 0.95) -> list[Row]:
+def summarise(rows: Sequence[Row], reference: str | Mapping[str, str] | None = None, level: float = 0.95) -> list[Row]:
     """Every number of every arm and task, as rows of `store.results.SUMMARY`.
 
     Args:
         rows: Rows of `store.results.RESULTS`.
-        reference: The arm from which paired differences are taken; None for none.
+        reference: The arm from which paired differences are taken, or that of every arm that has one; None for none.
         level: Coverage of the intervals.
     """
     found: list[Row] = []
@@ -62,9 +62,10 @@ def summarise(rows: Sequence[Row], reference: str | None = None, level: float = 
         for arm, own in by_arm.items():
             name = {"arm": arm, "task": task}
             found += [name | score for score in scores(own, level)]
-            if reference is not None and arm != reference and reference in by_arm:
-                pairs = differences(by_arm[reference], own, level)
-                tests += [name | {"reference": reference} | difference for difference in pairs]
+            start = reference.get(arm) if isinstance(reference, Mapping) else reference
+            if start is not None and arm != start and start in by_arm:
+                pairs = differences(by_arm[start], own, level)
+                tests += [name | {"reference": start} | difference for difference in pairs]
     tested = [row for row in tests if row["p"] is not None]
     for row, adjusted in zip(tested, holm([row["p"] for row in tested]), strict=True):
         row["p_holm"] = adjusted
@@ -96,9 +97,7 @@ def differences(first: Sequence[Row], second: Sequence[Row], level: float = 0.95
     for group in ["", *(group for group in groups if group and len(groups) > 1)]:
         a, b = ([r for r in rows if not group or r["group"] == group] for rows in (first, second))
         for metric in COMPARED:
-            mode, outcome = OUTCOMES[metric]
-            pairs = _paired(_per_item(a, mode, outcome), _per_item(b, mode, outcome))
-            if pairs:
+            if pairs := outcome_pairs(a, b, metric):
                 # Only pooled differences are tested: tests by group would double the family that Holm corrects for.
                 tested = rate_difference(pairs, level)
                 found.append({"group": group, "metric": metric, **tested, "p": None if group else tested["p"]})
@@ -154,6 +153,12 @@ def rate_difference(pairs: Sequence[tuple[Sequence[Any], Sequence[Any]]], level:
     )
     p = mcnemar(first, second)
     return {"n": len(pairs), "value": value, "low": low, "high": high, "method": "Newcombe paired, McNemar", "p": p}
+
+
+def outcome_pairs(first: Sequence[Row], second: Sequence[Row], metric: str) -> list[tuple[list[Any], list[Any]]]:
+    """One of `OUTCOMES` on every item that both have, sample by sample."""
+    mode, outcome = OUTCOMES[metric]
+    return _paired(_per_item(first, mode, outcome), _per_item(second, mode, outcome))
 
 
 def _pass_at_k(rows: Sequence[Row], level: float) -> list[Row]:

@@ -2,36 +2,44 @@
 
 Δ_k is the leading part of the delta of each of the seven linear kinds; embeddings, norms and the output head stay at
 base. Small Δ_k are short as well as low in rank, so that each is also run stretched to the length of Δ, by 1/√e_k where
-e_k is its share of Σ‖Δ‖². Controls stand at the operating point: the same right vectors and singular values with random
-left vectors (the same functional norm, whatever the inputs), and the last k triples stretched to the length of Δ_k.
+e_k is its share of Σ‖Δ‖². The same Δ_k are taken out of the tuned model. Controls are those of every edit of weights
+and, of what is put in, the last k triples stretched to the length of Δ_k.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from jaxtyping import Float64
 
 from deltalens.checkpoint.pair import Row as Tensor
-from deltalens.edit.form import Form, Triples
+from deltalens.edit.form import Form, Triples, triples
 from deltalens.edit.plan import Plan as Opened
-from deltalens.edit.ranks import leading
-from deltalens.edit.select import editable
+from deltalens.edit.tensors import changes
 from deltalens.errors import Refused
 from deltalens.evaluate.scores import OUTCOMES, Row, mean, rate, summarise
-from deltalens.methods.pair import Pairing, opened
-from deltalens.methods.pair_arms import Bench, Found, Point, bench, edited, generate, placed, score, untouched
 from deltalens.statistics import CLUSTERS
 from deltalens.store.engine import Progress
 from deltalens.store.experiment import write_results, write_summary
-from deltalens.sweep.arms import SEEDS, Arm, effect_minus_largest_control, operating_point
+from deltalens.store.results import SELECT
+from deltalens.sweep.bench import BASE, TUNED, Bench, Found, Point, bench, edited, generate
+from deltalens.sweep.controls import Control, points
+from deltalens.sweep.curves import Curve, Swept, sweep
+from deltalens.sweep.matched import Matched
+from deltalens.sweep.pair import Pairing, opened
 
-VERSION = 1
+VERSION = 2
 """Raised whenever a row could change for the same input; stored parts of another version are redone."""
 
-BASE, TUNED = "base", "tuned"
+LEGEND = """\
+Δ_k: the leading k triples of each of the seven linear kinds in the base, all else at base; / √e_k: stretched to the
+length of Δ; tuned − Δ_k: taken out of the tuned model. Controls stand where an edit first reaches 90 % of its largest
+effect on the select split. random U: the same σ and V, random left vectors; random V: right vectors like the inputs;
+layer +s: the change of other layers; bottom: the last k triples at the length of Δ_k; Haar U, V and Gaussian never
+decide. Functional rank: the least k within the tuned model's 95 % interval, 0 for the base. –: not generated there."""
+
+PUT, WIDE, OUT = "Δ_k", "Δ_k / √e_k", "tuned − Δ_k"
+"""Curves: put into the base, the same stretched, and taken out of the tuned model."""
 
 Rank = int | str
 
@@ -48,7 +56,7 @@ class FunctionalRank:
         inside: By rank, that of the base being 0, whether thinking and accuracy lie in the tuned model's intervals;
             None where nothing was generated.
         least: The least rank at which both do; None where none does, or there are too few items for an interval.
-        point: The rank at which the controls stand.
+        point: The operating point of what is put in.
     """
 
     rows: list[Row]
@@ -57,22 +65,7 @@ class FunctionalRank:
     energies: dict[Rank, float]
     inside: dict[Rank, tuple[bool, bool | None]]
     least: Rank | None
-    point: int
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Delta:
-    """Δ of one matrix as U·diag(σ) and Vᵀ, all of it, and where it belongs."""
-
-    row: Tensor
-    base: Form
-    left: Float64[np.ndarray, "m q"]
-    right: Float64[np.ndarray, "q n"]
-
-    @property
-    def energies(self) -> Float64[np.ndarray, " q"]:
-        """σ², descending."""
-        return np.sum(self.left**2, axis=0)
+    point: Rank
 
 
 def functional_rank(
@@ -80,16 +73,18 @@ def functional_rank(
     out: Path | None = None,
     progress: Callable[[Progress], None] | None = None,
     command: str | None = None,
+    kl: bool = True,
 ) -> FunctionalRank:
     """Puts Δ_k into the base, raw and stretched, and takes it out of the tuned model, over k = 1, 2, 4, … and full.
 
-    All singular vectors are held in memory: about six times what the seven kinds take in float32.
+    Singular vectors up to the largest k below full are held in memory: at least half of them all.
 
     Args:
-        asked: From `methods.pair.pairing`.
+        asked: From `sweep.pair.pairing`.
         out: Directory for the tables, where an interrupted sweep resumes; None keeps nothing.
         progress: Called after every point.
         command: The command line to record.
+        kl: Whether KL from the base is taken.
 
     Raises:
         BadInput: The model does not load.
@@ -97,99 +92,113 @@ def functional_rank(
             else.
     """
     kept: dict[tuple[str, ...], Triples] = {}
-    deltas = _deltas(opened(asked, _step("truncate", {"energy": 1.0}), kept))
-    if not deltas:
+    spectra = _spectra(asked, kept)
+    q = max((t.rank for t in spectra), default=0)
+    if q == 0:
         raise Refused(f"{asked.base} and {asked.tuned} do not differ in any matrix of the seven linear kinds")
-    q = max(d.left.shape[1] for d in deltas)
-    numbers = tuple(2**i for i in range(q.bit_length()) if 2**i < q)
-    energies: dict[Rank, float] = {k: _energy(deltas, k) for k in numbers} | {"full": 1.0}
-    length = float(np.sqrt(sum(d.energies.sum() for d in deltas)))
+    ranks: dict[float, Rank] = {float(k): k for k in _below(q)} | {float(q): "full"}
+    sizes = {x: _energy(spectra, int(x)) for x in ranks}  # ‖Δ_k‖²
+    energies = {k: sizes[x] / sizes[q] for x, k in ranks.items()}
 
-    def edit(name: str, operator: str, k: Rank, strength: float = 1.0) -> Point:
-        step = opened(asked, _step(operator, k, strength), kept)
-        return edited(name, "edit", step, strength, strength * length * energies[k] ** 0.5)
+    with bench(asked, {"recipe": "rank", "version": VERSION}, out, progress, command, kl) as at:
+        matched = Matched(at)
 
-    raw = {k: edit(f"Δ_{k}", "truncate", k) for k in energies}
-    wide = {k: edit(f"Δ_{k} / √e_{k}", "truncate", k, energies[k] ** -0.5) for k in numbers}
-    less = {k: edit(f"tuned − Δ_{k}", "revert", k) for k in energies}
-    base = opened(asked, {"operator": "interpolate", "strength": 0.0})
-    with bench(asked, {"recipe": "rank", "version": VERSION}, out, progress, command) as at:
-        ends = [edited(BASE, "baseline", base, 0.0, 0.0), untouched(TUNED)]
-        before, *grid = (np.mean(_values(f, asked)) for f in score(at, [ends[0], *raw.values()], asked.chosen_on))
-        point = int(operating_point([float(k) for k in numbers], [float(p - before) for p in grid[:-1]]))
-        controls = score(at, _controls(asked, base, deltas, point))
-        first, last = generate(at, score(at, ends))
-        scored = dict(zip(energies, score(at, list(raw.values())), strict=True))
-        others = score(at, [*wide.values(), *less.values()])
-        inside, told = _inside(at, {0: first, **scored}, last)
-        least = next((k for k, found in inside.items() if all(found)), None)
-        claim = effect_minus_largest_control(
-            _values(first, asked), _values(scored[point], asked), {_name(f): _values(f, asked) for f in controls}
+        def curve(name: str, start: str, xs: Sequence[float], *asks: str) -> Curve:
+            def plan(x: float) -> Opened:
+                strength = (sizes[q] / sizes[x]) ** 0.5 if name == WIDE else 1.0
+                operator = "revert" if name == OUT else "truncate"
+                return opened(asked, {"operator": operator, "rank": ranks[x], "strength": strength}, kept)
+
+            def make(x: float) -> Point:
+                length = sizes[q if name == WIDE else x] ** 0.5
+                return edited(name.replace("_k", f"_{ranks[x]}"), "edit", plan(x), x, length)
+
+            def controls(point: Point) -> list[Point]:
+                x = _place(point)
+                tail = [_bottom(asked, spectra, point)] if name == PUT and x < q else []
+                return [*matched.points(point, plan(x)), *tail]
+
+            return Curve(name, start, tuple(xs), make, controls, ("causal", *asks))
+
+        swept = sweep(
+            at,
+            [
+                curve(PUT, BASE, [*ranks], "sufficient"),
+                curve(WIDE, BASE, [*ranks][:-1], "sufficient"),
+                curve(OUT, TUNED, [*ranks], "necessary", "choice"),
+            ],
         )
-        wanted = {_name(of[k]) for k in (1, point, least or point) for of in (wide, less) if k in of}
-        wanted |= {claim["reference"]}
-        more = [f for f in (*others, *controls) if _name(f) in wanted]
-        made = told | {_name(f): f for f in generate(at, [*more, *(scored[k] for k in {1, point})])}
-        arms = [made.get(_name(f), f) for f in (first, last, *scored.values(), *others, *controls)]
-        rows = [row for f in arms for row in f.table(asked)]
-        summary = summarise(rows, BASE)
+        one = swept.drawn[PUT]
+        inside, told = _inside(at, {0: swept.base, **{ranks[_place(f.point)]: f for f in one.found}}, swept.tuned)
+        least = next((k for k, both in inside.items() if all(both)), None)
+        point = ranks[_place(one.point.point)]
+        shown = [f for c in swept.drawn.values() for f in c.found if ranks[_place(f.point)] in (1, point, least)]
+        told |= {f.name: f for f in generate(at, shown)}
+        arms, rows, summary = _retold(swept, told)
         labels = {"task": asked.prompts.task.name, "group": "", "n": len(asked.prompts.items)}
-        of_point = labels | {"arm": _name(raw[point])}
+        summary += [labels | row for row in _ranks(inside, asked.metric, q, len(asked.prompts.items))]
         summary += [
-            of_point | {"metric": "operating_point", "value": point, "method": "least k of 90 % of the largest effect"},
-            of_point | {"metric": "effect_minus_largest_control", **claim},
-            *(labels | row for row in _ranks(inside, asked.metric, q, len(asked.prompts.items))),
-            *(
-                labels | {"arm": _name(raw[k]), "metric": "energy", "value": e, "method": _ENERGY}
-                for k, e in energies.items()
-            ),
+            labels | {"arm": f.name, "metric": "energy", "value": energies[ranks[_place(f.point)]], "method": _ENERGY}
+            for f in one.found
         ]
-        found = FunctionalRank(rows, [f.point.arm.row for f in arms], summary, energies, inside, least, point)
         if out is not None:
-            write_results(out, "rank", found.rows)
-            write_summary(out, found.arms, found.summary)
-    return found
+            write_results(out, "rank", rows)
+            write_summary(out, arms, summary)
+    return FunctionalRank(rows, arms, summary, energies, inside, least, point)
 
 
 _ENERGY = "Σ‖Δ_k‖²/Σ‖Δ‖² of the seven linear kinds"
 
 
-def _step(operator: str, rank: Any, strength: float = 1.0) -> dict[str, Any]:
-    return {"operator": operator, "rank": rank, "strength": strength}
+def _below(q: int) -> list[int]:
+    return [2**i for i in range(q.bit_length()) if 2**i < q]
 
 
-def _deltas(all_of_it: Opened) -> list[_Delta]:
-    """The factors of every matrix that differs."""
-    found = []
-    for row in editable(all_of_it.pair):
-        for step in all_of_it.steps.get(row.name.name, ()):
-            form = leading(all_of_it, row, step)
-            if not form.zero:
-                found.append(_Delta(row, all_of_it.of("base", row), form.left, form.right))
-    return found
+def _spectra(asked: Pairing, kept: dict[tuple[str, ...], Triples]) -> list[Triples]:
+    """All singular values of every matrix, and as many vectors as the largest k below its own full rank needs."""
+    whole = opened(asked, {"operator": "truncate", "rank": "full"})
+    for k in reversed(_below(max((min(row.shape) for row, _ in changes(whole)), default=0))):
+        for _ in changes(opened(asked, {"operator": "truncate", "rank": k}, kept)):
+            pass  # what is decomposed on the way is kept
+    return list(kept.values())
 
 
-def _energy(deltas: Sequence[_Delta], k: int) -> float:
-    return float(sum(d.energies[:k].sum() for d in deltas) / sum(d.energies.sum() for d in deltas))
+def _energy(spectra: Sequence[Triples], k: int) -> float:
+    return float(sum(np.sum(t.sigma[:k] ** 2) for t in spectra))
 
 
 def _inside(
     at: Bench, scored: Mapping[Rank, Found], tuned: Found
 ) -> tuple[dict[Rank, tuple[bool, bool | None]], dict[str, Found]]:
     """Which ranks lie in the tuned model's intervals; upwards, generating while there is something to find."""
-    pairing = at.pairing
-    thinking, accuracy = mean(_values(tuned, pairing)), rate(_correct(tuned))
+    metric = at.pairing.metric
+    thinking, accuracy = mean(tuned.values(metric)), rate(_correct(tuned))
     inside: dict[Rank, tuple[bool, bool | None]] = {}
     told: dict[str, Found] = {}
     for k, found in scored.items():
-        thinks, right = _within(mean(_values(found, pairing)), thinking), None
+        thinks, right = _within(mean(found.values(metric)), thinking), None
         answered, both = (any(test(pair) for pair in inside.values()) for test in (lambda p: p[1], all))
         if not answered or (thinks and not both):
             (made,) = generate(at, [found])
-            told[_name(made)] = made
+            told[made.name] = made
             right = _within(rate(_correct(made)), accuracy)
         inside[k] = (thinks, right)
     return inside, told
+
+
+def _retold(swept: Swept, told: Mapping[str, Found]) -> tuple[list[Row], list[Row], list[Row]]:
+    """Arms, rows and summary of a sweep in which more arms have completions."""
+    found = {f.name: f for f in (swept.base, swept.tuned)}
+    starts = {TUNED: BASE}
+    for one in swept.drawn.values():
+        for f in (*one.found, *one.controls):
+            found[f.name], starts[f.name] = f, one.curve.start
+    arms = [told.get(name, f) for name, f in found.items()]
+    rows = [row for f in arms for row in f.table]
+    summary = summarise(rows, starts)
+    summary += [row for row in swept.summary if row["task"].endswith(SELECT)]
+    summary += [row for one in swept.drawn.values() for row in one.rows]
+    return [f.point.arm.row for f in arms], rows, summary
 
 
 def _ranks(inside: Mapping[Rank, tuple[bool, bool | None]], metric: str, full: int, n: int) -> list[Row]:
@@ -204,7 +213,7 @@ def _ranks(inside: Mapping[Rank, tuple[bool, bool | None]], metric: str, full: i
             rule = "not even Δ_full is within the tuned model's"
         if n < CLUSTERS and name != "functional_rank_accuracy":
             rule = f"n < {CLUSTERS}: no interval"
-        found.append({"arm": "Δ_k", "metric": name, "value": full if least == "full" else least, "method": rule})
+        found.append({"arm": PUT, "metric": name, "value": full if least == "full" else least, "method": rule})
     return found
 
 
@@ -212,38 +221,24 @@ def _within(found: Row, interval: Row) -> bool:
     return interval["low"] is not None and interval["low"] <= found["value"] <= interval["high"]
 
 
-def _controls(asked: Pairing, base: Opened, deltas: Sequence[_Delta], k: int) -> list[Point]:
-    """Random left vectors under the same σ and V, and the last k of the other triples at the length of Δ_k."""
+def _bottom(asked: Pairing, spectra: Sequence[Triples], of: Point) -> Point:
+    """The last k triples of each matrix at the length of its first k; a matrix that has no others stays at base."""
+    whole = opened(asked, {"operator": "truncate", "rank": "full"})
+    k = int(_place(of))
 
-    def random(seed: int) -> Iterator[tuple[Tensor, Form]]:
-        rng = np.random.default_rng(seed)
-        for d in deltas:
-            rank = min(k, d.left.shape[1])
-            left = np.linalg.qr(rng.standard_normal((len(d.left), rank)))[0]
-            yield d.row, d.base + Form.product(left * np.sqrt(d.energies[:rank]), d.right[:rank])
+    def made() -> Iterator[tuple[Tensor, Form]]:  # last vectors are not kept, but found one matrix at a time
+        for row, _ in changes(whole):
+            base = whole.of("base", row)
+            delta = whole.of("tuned", row) - base
+            t = triples(delta, min(delta.shape))
+            if t.rank > k:
+                last = slice(max(k, t.rank - k), t.rank)
+                sigma = t.sigma[last] * np.linalg.norm(t.sigma[:k]) / np.linalg.norm(t.sigma[last])
+                yield row, base + Form.product(t.left[:, last] * sigma, t.right[:, last].T)
 
-    def bottom() -> Iterator[tuple[Tensor, Form]]:
-        for d in deltas:
-            start = max(k, d.left.shape[1] - k)
-            left, energy = d.left[:, start:], d.energies
-            if left.shape[1]:
-                stretch = np.sqrt(energy[:k].sum() / energy[start:].sum())
-                yield d.row, d.base + Form.product(left * stretch, d.right[start:])
-
-    common = {"base": asked.base, "tuned": asked.tuned, "operator": "truncate", "rank": k}
-    made = [
-        placed(_control(f"random U {seed}", k, common | {"seed": seed}), 1.0, base, lambda seed=seed: random(seed))
-        for seed in range(SEEDS)
-    ]
-    return [*made, placed(_control(f"bottom {k}", k, common), 1.0, base, bottom)]
-
-
-def _control(name: str, k: int, edit: dict[str, Any]) -> Arm:
-    return Arm(name, "control", edit | {"control": name}, control_of=f"Δ_{k}")
-
-
-def _values(found: Found, pairing: Pairing) -> list[float]:
-    return [v for v in found.probabilities[pairing.metric] if v is not None]
+    length = _energy([t for t in spectra if t.rank > k], k) ** 0.5
+    start = opened(asked, {"operator": "interpolate", "strength": 0.0})
+    return points(of, [Control("bottom", None, True, made, None, length)], start)[0]
 
 
 def _correct(found: Found) -> list[list[bool]]:
@@ -256,5 +251,6 @@ def _correct(found: Found) -> list[list[bool]]:
     return list(by_item.values())
 
 
-def _name(of: Found | Point) -> str:
-    return (of.point if isinstance(of, Found) else of).arm.name
+def _place(of: Point) -> float:
+    assert of.strength is not None
+    return of.strength

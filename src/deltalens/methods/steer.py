@@ -14,12 +14,10 @@ from deltalens.evaluate import plan as evaluation
 from deltalens.evaluate.prompts import Prompts, render
 from deltalens.evaluate.tasks.item import Task
 from deltalens.evaluate.tasks.registry import can, defaults, task
-from deltalens.sweep.arms import operating_point
+from deltalens.sweep.arms import CHOSEN_ON, operating_point
 
 OPERATORS = ("add", "add_keep_norm", "ablate", "clamp", "ablate_subspace")
 UNITS = ("raw", "residual")
-CHOSEN_ON = 60
-"""Items of the select split on which layer, sign and strength are chosen, and of the extract split for ‖h‖."""
 
 _RESIDUAL = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 SHARES = ("ablate", "ablate_subspace")  # their strength is the share that is taken out: no unit, no sign

@@ -22,15 +22,13 @@ from deltalens.model.select import parse_selector
 from deltalens.store.engine import Progress, Task, run_tasks
 from deltalens.store.experiment import workspace, write_results, write_summary
 from deltalens.store.parts import Part, finished_part, part_key
-from deltalens.store.results import RESULTS
+from deltalens.store.results import RESULTS, SELECT
 from deltalens.sweep.arms import Arm, breaking_point, broken, effect_minus_largest_control
 
 VERSION = 1
 """Raised whenever a row could change for the same input; stored parts of another version are redone."""
 
 BASELINE = Arm("baseline", "baseline")
-SELECT = " (select)"
-"""Behind the name of the task on whose select split layer, sign and strength are chosen."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,3 +79,6 @@ TOKENS = pa.schema(
     ]
 )
 """One row per token of an example and layer: its activation along a direction, over ‖h‖, and in standard deviations."""
+
+SELECT = " (select)"
+"""Behind the name of the task on whose select split layers, signs, strengths and ranks are chosen."""

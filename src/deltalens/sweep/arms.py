@@ -7,7 +7,7 @@ breaking point    the least strength at which what is not the effect gives way
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
@@ -17,11 +17,14 @@ from jaxtyping import Float32
 
 from deltalens.direction.direction import Direction
 from deltalens.direction.estimate import Samples, permuted
-from deltalens.evaluate.scores import OUTCOMES, Row, mean, rate_difference
+from deltalens.evaluate.scores import Row, mean, outcome_pairs, rate_difference
 from deltalens.store.parts import part_key
 
 SEEDS = 5
 """Controls of each random kind at an operating point."""
+
+CHOSEN_ON = 60
+"""Items of the select split on which things are chosen, and of the extract split for ‖h‖."""
 
 REACHED = 0.9
 """Share of the largest effect that makes an operating point."""
@@ -176,9 +179,7 @@ def broken(baseline: Sequence[Row], arm: Sequence[Row], perplexities: tuple[floa
     """
     found = []
     for metric, sign in (("forced_accuracy", -1.0), ("format_failures", 1.0), ("loops", 1.0)):
-        mode, outcome = OUTCOMES[metric]
-        before, after = (_by_item(rows, mode, outcome) for rows in (baseline, arm))
-        pairs = [(before[item], after[item]) for item in before if item in after]
+        pairs = outcome_pairs(baseline, arm, metric)
         if not pairs:
             continue
         change = rate_difference(pairs)
@@ -193,11 +194,3 @@ def broken(baseline: Sequence[Row], arm: Sequence[Row], perplexities: tuple[floa
 def breaking_point(strengths: Sequence[float], damage: Sequence[Sequence[str]]) -> float | None:
     """The strength of least size at which something has given way (`broken`); None where all hold."""
     return min((s for s, found in zip(strengths, damage, strict=True) if found), key=abs, default=None)
-
-
-def _by_item(rows: Sequence[Row], mode: str, outcome: Callable[[Row], Any]) -> dict[str, list[Any]]:
-    found: dict[str, list[Any]] = {}
-    for row in rows:
-        if row["mode"] == mode and row["text"] is not None:
-            found.setdefault(row["item"], []).append(outcome(row))
-    return found

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,20 +11,26 @@ from deltalens.checkpoint.identity import behaviour_identity
 from deltalens.checkpoint.pair import Row as Tensor
 from deltalens.edit.form import Form
 from deltalens.edit.plan import Plan as Opened
-from deltalens.edit.swap import swap, swapped
+from deltalens.edit.swap import overwrite, swap, swapped
 from deltalens.evaluate.behaviour import completions, p_skip, p_think
+from deltalens.evaluate.divergence import kl_per_token, surprisals
 from deltalens.evaluate.prompts import Prompts
-from deltalens.evaluate.scores import Row
-from deltalens.methods.pair import Pairing
+from deltalens.evaluate.scores import Row, perplexity
+from deltalens.evaluate.suite import REFERENCE_TOKENS, TEXT
+from deltalens.model.generate import Decoding, generate_ids
 from deltalens.model.load import load
 from deltalens.store.engine import Progress, Task, run_tasks
 from deltalens.store.experiment import workspace
 from deltalens.store.parts import Part, finished_part, part_key
 from deltalens.store.results import RESULTS
 from deltalens.sweep.arms import Arm
+from deltalens.sweep.pair import Pairing, opened
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+BASE, TUNED = "base", "tuned"
+"""Names of the arms that are the two sides as they are."""
 
 _PASSES = 20  # forward passes' worth of a completion, for the estimate of time left
 
@@ -35,13 +41,13 @@ class Point:
 
     Attributes:
         arm: What it is.
-        strength: λ or k, for its rows.
+        strength: Its place on its curve: λ, α or k.
         put: From the model to the block.
     """
 
     arm: Arm
     strength: float | None
-    put: "Callable[[PreTrainedModel], AbstractContextManager[None]]"
+    put: "Callable[[PreTrainedModel], AbstractContextManager[Any]]"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,6 +57,8 @@ class Bench:
     Attributes:
         pairing: The pair and its prompts.
         load: Gives the tuned model, loaded once, when the first part is missing.
+        reference: Gives the base under the tuned side's config, likewise; KL is taken from it.
+        kl: Whether KL is taken: it needs the base as a second model in memory.
         own: Hash of everything but the arm that a score depends on.
         parts: Directory of finished parts.
         progress: Called after every part.
@@ -58,6 +66,8 @@ class Bench:
 
     pairing: Pairing
     load: "Callable[[], PreTrainedModel]"
+    reference: "Callable[[], PreTrainedModel]"
+    kl: bool
     own: str
     parts: Path
     progress: Callable[[Progress], None] | None
@@ -65,21 +75,47 @@ class Bench:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Found:
-    """What is known of one arm: its probabilities on every item, and rows of completions where it generated."""
+    """What is known of one arm.
+
+    Attributes:
+        point: The arm.
+        prompts: What it was scored on.
+        probabilities: By measure, on every item.
+        rows: Outcomes of completions, where it generated.
+        ledger: The same on the other tasks, by task.
+        perplexity: Of the neutral text, where the ledger was asked for.
+    """
 
     point: Point
+    prompts: Prompts
     probabilities: dict[str, list[float | None]]
     rows: list[Row] = field(default_factory=list)
+    ledger: list[tuple[Prompts, list[Row]]] = field(default_factory=list)
+    perplexity: Row | None = None
 
-    def table(self, pairing: Pairing) -> list[Row]:
+    @property
+    def name(self) -> str:
+        """Of its arm."""
+        return self.point.arm.name
+
+    @property
+    def table(self) -> list[Row]:
         """Its rows of `store.results.RESULTS`; without completions one per item, with probabilities alone."""
-        arm, prompts = self.point.arm, pairing.prompts
-        common = dict.fromkeys(RESULTS.names) | arm.labels | {"strength": self.point.strength}
-        common |= {"task": prompts.task.name, "split": prompts.split}
-        scored = {item.id: {m: v[i] for m, v in self.probabilities.items()} for i, item in enumerate(prompts.items)}
-        if not self.rows:
-            return [common | {"item": i.id, "group": i.group, "mode": "free"} | scored[i.id] for i in prompts.items]
-        return [common | row | (scored[row["item"]] if row["mode"] == "free" else {}) for row in self.rows]
+        items = self.prompts.items
+        scored = {item.id: {m: v[i] for m, v in self.probabilities.items()} for i, item in enumerate(items)}
+        rows = self.rows or [{"item": i.id, "group": i.group, "mode": "free"} for i in items]
+        found = [
+            self._labels(self.prompts) | row | (scored[row["item"]] if row["mode"] == "free" else {}) for row in rows
+        ]
+        return found + [self._labels(prompts) | row for prompts, own in self.ledger for row in own]
+
+    def values(self, metric: str) -> list[float]:
+        """One measure on every item."""
+        return [v for v in self.probabilities[metric] if v is not None]
+
+    def _labels(self, prompts: Prompts) -> Row:
+        place = {"strength": self.point.strength, "task": prompts.task.name, "split": prompts.split}
+        return dict.fromkeys(RESULTS.names) | self.point.arm.labels | place
 
 
 def edited(name: str, role: str, edit: Opened, strength: float | None, norm: float | None = None) -> Point:
@@ -88,9 +124,10 @@ def edited(name: str, role: str, edit: Opened, strength: float | None, norm: flo
     return Point(arm, strength, lambda model: swap(model, edit, side="tuned"))
 
 
-def untouched(name: str) -> Point:
-    """The tuned model itself."""
-    return Point(Arm(name, "model"), None, lambda _: nullcontext())
+def ends(pairing: Pairing) -> tuple[Point, Point]:
+    """Both sides of a pair as they are."""
+    base = opened(pairing, {"operator": "interpolate", "strength": 0.0})
+    return edited(BASE, "baseline", base, 0.0, 0.0), Point(Arm(TUNED, "model"), None, lambda _: nullcontext())
 
 
 def placed(arm: Arm, strength: float | None, base: Opened, made: Callable[[], Iterable[tuple[Tensor, Form]]]) -> Point:
@@ -111,6 +148,7 @@ def bench(
     out: Path | None,
     progress: Callable[[Progress], None] | None,
     command: str | None,
+    kl: bool = True,
 ) -> Generator[Bench, None, None]:
     """The bench of one experiment; an interrupted one resumes by point.
 
@@ -120,17 +158,22 @@ def bench(
         out: Directory of the experiment; None keeps nothing.
         progress: Called after every point.
         command: The command line to record.
+        kl: Whether KL is taken, which needs the base as a second model in memory.
 
     Raises:
         Refused: `out` holds something else.
     """
     asked, prompts = pairing.asked, pairing.prompts
-    settings = asdict(asked.settings) | {"tasks": [prompts.task.name], "temperature": asked.temperature}
+    tasks = [p.task.name for p in (prompts, *pairing.ledger)]
+    settings = asdict(asked.settings) | {"tasks": tasks, "temperature": asked.temperature, "kl": kl}
     del settings["batch_size"]  # no result depends on it
+    others = [
+        {"role": role, "source": c.source, "identity": behaviour_identity(c)} for role, c in pairing.others.items()
+    ]
     record = {
         "kind": "sweep",
         **recipe,
-        "models": [{"source": c.source, "identity": behaviour_identity(c)} for c in asked.checkpoints],
+        "models": [*({"source": c.source, "identity": behaviour_identity(c)} for c in asked.checkpoints), *others],
         "settings": settings,
         "metric": pairing.metric,
         "template": asked.chat.template_hash,
@@ -138,39 +181,89 @@ def bench(
     }
     asks = [
         sorted(asked.ends),
-        *([p.ids, [[i.id, i.answer, i.group] for i in p.items]] for p in (prompts, pairing.chosen_on)),
+        asked.text,
+        *([p.ids, [[i.id, i.answer, i.group] for i in p.items]] for p in (prompts, pairing.chosen_on, *pairing.ledger)),
     ]
     own = part_key({k: v for k, v in record.items() if k != "command"}, asks)
-    ready = lru_cache(1)(lambda: load(pairing.tuned, asked.settings.dtype, asked.settings.device)[0])
+
+    def fresh() -> "PreTrainedModel":
+        return load(pairing.tuned, asked.settings.dtype, asked.settings.device)[0]
+
+    @lru_cache(1)
+    def reference() -> "PreTrainedModel":
+        model = fresh()  # no copy of the other, which is edited when this is first asked for
+        overwrite(model, opened(pairing, {"operator": "interpolate", "strength": 0.0}), side="tuned")
+        return model
+
     with workspace(out, record) as parts:
-        yield Bench(pairing, ready, own, parts, progress)
+        yield Bench(pairing, lru_cache(1)(fresh), reference, kl, own, parts, progress)
 
 
 def score(of: Bench, points: Sequence[Point], prompts: Prompts | None = None) -> list[Found]:
-    """The probabilities of every point on the test split or on given prompts: one forward pass per item."""
+    """The probabilities of every point, on the test split with its KL from the base, or on given prompts without."""
     on, size = prompts or of.pairing.prompts, of.pairing.asked.settings.batch_size
+    texts = _texts(of) if of.kl and prompts is None and points else None
 
     def work(model: "PreTrainedModel") -> Row:
-        return {"p_think": p_think(model, on, size), "p_skip": p_skip(model, on, size)}
+        found: Row = {"p_think": p_think(model, on, size), "p_skip": p_skip(model, on, size)}
+        if texts is not None:
+            found["kl"] = kl_per_token(of.reference(), model, on.ids["free"], texts, size)
+        return found
 
-    return [Found(p, row) for p, row in zip(points, _done(of, points, f"score {on.split}", 1, work), strict=True)]
+    made = _done(of, points, f"score {on.split}", 1, work)
+    return [Found(point, on, row) for point, row in zip(points, made, strict=True)]
 
 
-def generate(of: Bench, found: Sequence[Found]) -> list[Found]:
-    """The same points with their completions, free and forced."""
-    asked, prompts = of.pairing.asked, of.pairing.prompts
-    decoding = asked.decoding(prompts.task)
-    modes = ("free", "forced") if prompts.task.measures == "accuracy" else ("free",)
+def generate(of: Bench, found: Sequence[Found], ledger: bool = False) -> list[Found]:
+    """The same points with their completions, free and forced.
+
+    Args:
+        of: The bench.
+        found: Points that were scored on the test split.
+        ledger: Whether the other tasks and the neutral text are asked too.
+    """
+    asked, pairing = of.pairing.asked, of.pairing
+    size = asked.settings.batch_size
+    tasks = [pairing.prompts, *(pairing.ledger if ledger else ())]
+    pieces = asked.text[1] if ledger else []
+
+    def written(model: "PreTrainedModel", prompts: Prompts) -> list[Row]:
+        decoding = asked.decoding(prompts.task)
+        modes = ("free", "forced") if prompts.task.measures == "accuracy" else ("free",)
+        each = (completions(model, prompts, m, decoding, asked.settings.seeds, asked.ends, size)[0] for m in modes)
+        return [row for rows in each for row in rows]
 
     def work(model: "PreTrainedModel") -> Row:
-        each = (
-            completions(model, prompts, mode, decoding, asked.settings.seeds, asked.ends, asked.settings.batch_size)[0]
-            for mode in modes
-        )
-        return {"rows": [row for rows in each for row in rows]}
+        text = perplexity(surprisals(model, pieces, size)) if pieces else None
+        return {"rows": [written(model, prompts) for prompts in tasks], "text": text}
 
-    made = _done(of, [f.point for f in found], "generate", _PASSES, work)
-    return [Found(f.point, f.probabilities, row["rows"]) for f, row in zip(found, made, strict=True)]
+    what = "generate all" if ledger else "generate"
+    done = _done(of, [f.point for f in found], what, _PASSES * len(tasks), work)
+    made = []
+    for f, row in zip(found, done, strict=True):
+        own, *others = row["rows"]
+        text = None if row["text"] is None else {"group": asked.text[0], "metric": "perplexity", **row["text"]}
+        books = list(zip(tasks[1:], others, strict=True))
+        made.append(replace(f, rows=own, ledger=books, perplexity=text))
+    return made
+
+
+def texts_of(found: Iterable[Found]) -> list[Row]:
+    """Perplexities as rows of a summary."""
+    return [{"arm": f.name, "task": TEXT, **f.perplexity} for f in found if f.perplexity is not None]
+
+
+def _texts(of: Bench) -> list[list[int]]:
+    """The base's greedy completions of the test split, along which KL is taken."""
+    pairing = of.pairing
+    prompts, asked = pairing.prompts, pairing.asked
+    short = Decoding(min(asked.max_tokens(prompts.task), REFERENCE_TOKENS))
+
+    def work(model: "PreTrainedModel") -> Row:
+        size = asked.settings.batch_size
+        return {"ids": generate_ids(model, prompts.ids["free"], short, ends=asked.ends, batch_size=size)}
+
+    return _done(of, [ends(pairing)[0]], "texts of", _PASSES, work)[0]["ids"]
 
 
 def _done(

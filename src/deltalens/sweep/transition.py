@@ -5,16 +5,14 @@ A measure that falls on the way to the tuned model (`p_skip`) is read as 1 − p
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float64
 
 from deltalens.evaluate.scores import Row
 from deltalens.statistics import CLUSTERS, bootstrap
+from deltalens.sweep.verdicts import CONTRADICTED, LEVEL, SUPPORTED, UNDECIDED, Verdict
 
-LEVEL = 1 - 0.05 / 8
-"""Coverage of the intervals of a verdict: there are eight of them."""
 POINTS = 21
 """Fewest λ in [0, 1] for a verdict."""
 CLIP = 1e-6
@@ -26,14 +24,6 @@ SHARP, SMOOTH = 0.6, 0.4
 
 Lambdas = Sequence[float]
 Curve = Float64[np.ndarray, "points prompts"]
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """`supported` (sharp), `contradicted` (smooth in log-odds) or `undecided`, and why."""
-
-    word: str
-    why: str
 
 
 def log_odds(p: Float64[np.ndarray, "*shape"]) -> Float64[np.ndarray, "*shape"]:
@@ -117,17 +107,17 @@ def verdict(lambdas: Lambdas, p: Curve, found: Row) -> Verdict:
     """
     at, curve = _unit(lambdas, p)
     if len(at) < POINTS:
-        return Verdict("undecided", f"{len(at)} points in [0, 1], {POINTS} are needed")
+        return Verdict(UNDECIDED, f"{len(at)} points in [0, 1], {POINTS} are needed")
     if found["low"] is None:
-        return Verdict("undecided", found["method"])
+        return Verdict(UNDECIDED, found["method"])
     if found["high"] <= SMOOTH:
-        return Verdict("contradicted", "smooth in log-odds")
+        return Verdict(CONTRADICTED, "smooth in log-odds")
     if found["low"] < SHARP:
-        return Verdict("undecided", f"J is neither at least {SHARP} nor at most {SMOOTH}")
+        return Verdict(UNDECIDED, f"J is neither at least {SHARP} nor at most {SMOOTH}")
     clipped = ((curve <= CLIP) | (curve >= 1 - CLIP)).mean(1) > 0.5
     if not clipped.all() and np.ptp(at[~clipped]) >= WINDOW / SMOOTH:
-        return Verdict("supported", f"most of the change lies within {WINDOW} of λ")
-    return Verdict("undecided", f"p is within {CLIP:g} of 0 or 1 at most λ: steep and sharp look alike")
+        return Verdict(SUPPORTED, f"most of the change lies within {WINDOW} of λ")
+    return Verdict(UNDECIDED, f"p is within {CLIP:g} of 0 or 1 at most λ: steep and sharp look alike")
 
 
 def _unit(
