@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from deltalens.methods.functional_rank import FunctionalRank
     from deltalens.methods.transition import Transition
     from deltalens.sweep.bench import Found
-    from deltalens.sweep.curves import Swept
+    from deltalens.sweep.curves import Drawn, Swept
     from deltalens.sweep.pair import Pairing
 
 Row = dict[str, Any]
@@ -20,66 +20,52 @@ _VERDICTS = ("causal", "sufficient", "necessary", "choice")
 
 
 def show_curves(asked: "Pairing", found: "Swept") -> None:
-    """A line per arm, a line per curve, then verdicts with their reasons and whatever else was measured."""
-    cells = _pooled(found.summary, asked.prompts.task.name)
-    metrics = [
-        m for m in (asked.metric, *_SCORES, "kl") if any((f.name, m) in cells for f in (found.base, found.tuned))
-    ]
-    metrics += ["kl"] if "kl" not in metrics and any(m == "kl" for _, m in cells) else []
+    """A line per arm, a line per curve, then whatever else was measured."""
+    task = asked.prompts.task.name
+    cells = _pooled(found.summary, task)
     told: dict[str, Found] = {f.name: f for f in (found.base, found.tuned)}
     for one in found.drawn.values():
         told |= {f.name: f for f in (*one.found, *one.controls[:1])}
+    metrics = [m for m in (asked.metric, *_SCORES, "kl") if any((name, m) in cells for name in told)]
     lines = [[name, *(number(cells.get((name, m)), ".3f") for m in metrics)] for name in told]
-    task = asked.prompts.task.name
     table(f"{task}: {asked.base} to {asked.tuned} (n = {len(asked.prompts.items)})", ["arm", *metrics], lines, left=1)
-    lines = []
-    for name, one in found.drawn.items():
-        own = {row["metric"]: row for row in one.rows}
-        claim = own.get("effect_minus_largest_control")
-        effect = next(
-            (
-                r
-                for r in found.summary
-                if (r["arm"], r["metric"], r.get("reference")) == (one.point.name, asked.metric, one.curve.start)
-            ),
-            None,
-        )
-        lines.append(
-            [
-                name,
-                one.curve.start,
-                f"{own['operating_point']['value']:g}",
-                "–" if effect is None else estimate(effect, "+.3f"),
-                "–" if claim is None else f"{estimate(claim, '+.3f')} ({_short(claim['reference'], one.point.name)})",
-                estimate(own["fraction"], ".3f"),
-                " ".join(f"{v} {own[v]['method'].partition(':')[0]}" for v in _VERDICTS if v in own),
-            ]
-        )
     heads = ["curve", "from", "operating point", "effect", "effect − largest control", "F", "verdicts"]
-    table("", heads, lines, left=2)
-    _others(found, told)
+    effects = {(r["arm"], r.get("reference")): r for r in found.summary if r["metric"] == asked.metric}
+    table("", heads, [_claims(name, one, effects) for name, one in found.drawn.items()], left=2)
+    _others(found, task)
     _ledger(asked, found, told)
 
 
-def _others(found: "Swept", told: "dict[str, Found]") -> None:
-    """Numbers that are neither an arm's scores nor of every curve."""
-    known = {*_CURVE, *_VERDICTS}
-    rows = [r for one in found.drawn.values() for r in one.rows if r["metric"] not in known]
-    rows += [
-        r
-        for r in found.summary
-        if r["arm"] not in told and r["metric"] not in known and r not in rows and not r.get("task", "").endswith(")")
+def _claims(name: str, one: "Drawn", effects: dict[tuple[str, str | None], Row]) -> list[str]:
+    """The line of a curve."""
+    own = {row["metric"]: row for row in one.rows}
+    claim = own.get("effect_minus_largest_control")
+    effect = effects.get((one.point.name, one.curve.start))
+    return [
+        name,
+        one.curve.start,
+        f"{own['operating_point']['value']:g}",
+        "–" if effect is None else estimate(effect, "+.3f"),
+        "–" if claim is None else f"{estimate(claim, '+.3f')} ({_short(claim['reference'], one.point.name)})",
+        estimate(own["fraction"], ".3f"),
+        " ".join(f"{v} {own[v]['method'].partition(':')[0]}" for v in _VERDICTS if v in own),
     ]
-    seen: list[list[str]] = []
-    controls = {f.name for one in found.drawn.values() for f in one.controls}
-    for row in rows:
-        if row["arm"] not in controls:
+
+
+def _others(found: "Swept", task: str) -> None:
+    """Numbers that are neither scores of an arm nor said of every curve."""
+    from deltalens.evaluate.scores import MEANS, OUTCOMES
+
+    known = {*_CURVE, *_VERDICTS, *OUTCOMES, *MEANS, "perplexity"}
+    lines = []
+    for row in found.summary:
+        if row["metric"] not in known and row.get("task") == task:
             what = row["metric"].replace("_", " ") + (f" ({row['group']})" if row.get("group") else "")
-            seen.append(
-                [row["arm"], what, estimate({"low": None, "high": None, **row}, ".3f"), row.get("method") or ""]
-            )
-    if seen:
-        table("", ["", "", "value", ""], seen, left=4)
+            about = f"{row['arm']}, {row['reference']}" if row.get("reference") else row["arm"]
+            shown = estimate({"value": None, "low": None, "high": None, **row}, ".3f")
+            lines.append([about, what, shown, row.get("method") or ""])
+    if lines:
+        table("", ["", "", "value", ""], lines, left=4)
 
 
 def _ledger(asked: "Pairing", found: "Swept", told: "dict[str, Found]") -> None:

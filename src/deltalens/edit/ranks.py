@@ -34,8 +34,12 @@ def leading(opened: "Plan", row: Row, step: "Step") -> Form:
     if not np.all(step.mask == 1.0) or opened.models["tuned"].factors:
         what = "an adapter" if opened.models["tuned"].factors else "some heads"
         raise Refused(f'rank = "spikes" is defined for whole stored matrices, not for {what}', "rank = a number")
-    count = spikes(row)
-    return _kept(opened, row, step, delta, count).first(count)
+    key = (*_key(opened, row), "spikes")  # counting takes an SVD and a sign-flip edge: once for every plan of a pair
+    if key not in opened.kept:
+        count = spikes(row)
+        found = _kept(opened, row, step, delta, count)
+        opened.kept[key] = Triples(found.sigma, found.left[:, :count], found.right[:, :count])
+    return opened.kept[key].first(min(delta.shape))
 
 
 def spikes(row: Row) -> int:
@@ -55,8 +59,12 @@ def spikes(row: Row) -> int:
 def _kept(opened: "Plan", row: Row, step: "Step", delta: Form, k: int) -> Triples:
     """Triples of a delta, found once for every plan that shares `kept`."""
     mask = "" if np.ndim(step.mask) == 0 else np.asarray(step.mask).tobytes().hex()
-    key = (opened.edit.base, opened.edit.tuned or "", row.name.name, mask)
+    key = (*_key(opened, row), mask)
     found = opened.kept.get(key)
     if found is None or found.left.shape[1] < min(k, found.rank):
         found = opened.kept[key] = triples(delta, k)
     return found
+
+
+def _key(opened: "Plan", row: Row) -> tuple[str, ...]:
+    return opened.edit.base, opened.edit.tuned or "", row.name.name
