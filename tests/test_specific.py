@@ -30,6 +30,7 @@ def row(low: float, high: float) -> dict[str, Any]:
         ({"sibling": [row(0.3, 0.4)], "safety": [row(-0.04, 0.04)]}, "contradicted"),
         ({"sibling": [row(0.3, 0.4)], "rl": [row(-0.04, 0.04)]}, "undecided"),  # another reasoning tune may do as much
         ({"sibling": [row(0.3, 0.4), row(-0.2, 0.2)], "safety": [row(0.3, 0.4)]}, "undecided"),
+        ({"sibling": [{"value": 0.3, "low": None, "high": None}]}, "undecided"),
         ({}, "undecided"),
     ],
 )

@@ -117,9 +117,9 @@ def judge(by_role: Mapping[str, Sequence[Row]]) -> Verdict:
     """Specific to reasoning? From the paired differences pair − control, by role (docs/behaviour.md)."""
     missing = [role for role in NEEDED if role not in by_role]
     rows = [(role, row) for role in NEEDED for row in by_role.get(role, ())]
-    told = "; ".join(f"{role} {_interval(row)}" for role, row in rows)
     if any(row["low"] is None for _, row in rows):
         return Verdict(UNDECIDED, "too few items for an interval")
+    told = "; ".join(f"{role} {_interval(row)}" for role, row in rows)
     equal = [role for role, row in rows if row["low"] >= -MARGIN and row["high"] <= MARGIN]
     if equal:
         return Verdict(CONTRADICTED, f"the {equal[0]} delta does as much: {told}")

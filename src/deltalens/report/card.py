@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from deltalens.report.context import middle
 from deltalens.report.view import View
 from deltalens.report.words import NOTHING, join, number, percent
-
-EQUAL = 1.05
-"""Two changes are of equal size when neither is more than this times the other."""
+from deltalens.spectrum import reading
 
 SHRUNK = 0.1
 """A difference that falls below this part of itself at equal size was a difference of size."""
@@ -63,8 +61,7 @@ def _beside(view: View, measure: Measure) -> tuple[str, str]:
 
 def equal_size(first: View, second: View) -> bool:
     """Whether two changes may be compared: neither is more than 5 % larger than the other."""
-    a, b = first.size, second.size
-    return bool(a and b) and max(a or 0.0, b or 0.0) <= EQUAL * min(a or 0.0, b or 0.0)
+    return reading.equal_size(first.size, second.size)
 
 
 def comparable(views: Sequence[View]) -> str | None:

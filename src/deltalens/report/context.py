@@ -7,6 +7,8 @@ from typing import Any
 
 from deltalens.checkpoint.names import KINDS
 from deltalens.report.words import Row, number, percent
+from deltalens.spectrum import reading
+from deltalens.spectrum.reading import chance
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,16 +33,8 @@ def _stored(key: str) -> Callable[[Row], float | None]:
 
 
 def _by_chance(sides: str) -> Callable[[Row], float | None]:
-    """k/m for the left side, k/n for the right one, their product for both."""
 
-    def null(row: Row) -> float | None:
-        k = row["context_k"]
-        if not k:
-            return None
-        left, right = min(1.0, k / row["rows"]), min(1.0, k / row["cols"])
-        return {"left": left, "right": right, "both": left * right}[sides]
-
-    return null
+    return lambda row: chance(row, sides)
 
 
 STATISTICS = (
@@ -80,8 +74,7 @@ def has_context(rows: Sequence[Row]) -> bool:
 
 def middle(rows: Sequence[Row], key: str) -> float | None:
     """Median of a column over the rows that have it."""
-    values = [row[key] for row in rows if row[key] is not None]
-    return float(median(values)) if values else None
+    return reading.middle([row[key] for row in rows])
 
 
 def by_kind(rows: Sequence[Row]) -> list[tuple[str, list[tuple[str, str]]]]:

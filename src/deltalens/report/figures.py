@@ -12,7 +12,8 @@ from deltalens.report.glossary import MAPPED, Column, named
 from deltalens.report.heads import VALUES, choices, slices
 from deltalens.report.nulls import forest
 from deltalens.report.view import View
-from deltalens.report.words import EXPLAINED, Row, facts, measured
+from deltalens.report.words import Row, facts, measured
+from deltalens.spectrum.reading import EXPLAINED
 from deltalens.store.run import Run
 
 POINTS = 256

@@ -14,10 +14,8 @@ from deltalens.report.card import equal_size
 from deltalens.report.ledger import entries
 from deltalens.report.nulls import Outcome, outcomes
 from deltalens.report.view import View
-from deltalens.report.words import Row, join, measured, number, percent, zero_word
-
-CHANCE = (0.8, 1.25)
-"""Observed over null inside which the page says "about chance"."""
+from deltalens.report.words import Row, join, measured, number, percent
+from deltalens.spectrum.reading import CHANCE, principal, zero_word
 
 NOTABLE = 0.05
 """Share of ‖Δ‖² below which a kind of matrix is not named in a sentence."""
@@ -141,17 +139,6 @@ def paired_ranks(first: View, second: View) -> tuple[float, float] | None:
     )
     common = own.keys() & other.keys()
     return (median(own[n] for n in common), median(other[n] for n in common)) if common else None
-
-
-def principal(rows: Sequence[Row]) -> tuple[float, float] | None:
-    """Principal energy and k²/(mn), both weighted by ‖Δ‖² over the matrices; None without context."""
-    null = context.STATISTICS[0].null
-    known = [(row, chance) for row in rows if row["principal_energy"] is not None and (chance := null(row))]
-    whole = sum(row["norm_delta"] ** 2 for row, _ in known)
-    if whole <= 0:
-        return None
-    held = sum(row["principal_energy"] * row["norm_delta"] ** 2 for row, _ in known)
-    return held / whole, sum(chance * row["norm_delta"] ** 2 for row, chance in known) / whole
 
 
 def _principal(subject: View, beside: Sequence[View]) -> Finding | None:

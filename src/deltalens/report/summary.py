@@ -5,7 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from deltalens.report.words import Row, below_floor, join, matrices, measured, number, of, percent, zero_word
+from deltalens.report.words import Row, below_floor, join, matrices, measured, number, of, percent
+from deltalens.spectrum.reading import zero_word
 
 
 @dataclass(frozen=True, slots=True)

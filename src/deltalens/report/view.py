@@ -7,39 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from deltalens.errors import BadInput, printable
 from deltalens.report import summary
 from deltalens.report.context import ratios
 from deltalens.report.ledger import shares
 from deltalens.report.summary import Summary
-from deltalens.report.words import NOTHING, Row, measured
+from deltalens.report.words import NOTHING
+from deltalens.spectrum.reading import Leading, leading
 from deltalens.store.run import Run
-
-LEADING = 20
-"""A change is asked to be low-rank within its first q/20 directions."""
-
-LOW_RANK = (0.2, 0.5)
-"""Share of the squared change in the leading spikes: not low-rank up to the first, low-rank from the second."""
 
 MATCHED = re.compile(r"(.+) → (.+) \([0-9a-f]+\)", re.DOTALL)
 """How a run records what it was scaled to: base, tuned, and a digest of that run."""
-
-
-@dataclass(frozen=True, slots=True)
-class Leading:
-    """What the leading spikes of a run hold.
-
-    Attributes:
-        share: Of Σσ², in the first min(spikes, ⌈q/20⌉) σ, over all matrices with a spike count together.
-        word: "low-rank", "not low-rank" or "undecided", by docs/measures.md §7.
-        noisy: Whether half of the squared change has a signal to noise below 1, which leaves it undecided.
-    """
-
-    share: float
-    word: str
-    noisy: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,25 +75,6 @@ def read_views(runs: Sequence[Run]) -> list[View]:
     return [_view(run, label) for run, label in zip(runs, _labels(runs), strict=True)]
 
 
-def leading(run: Run, rows: Sequence[Row]) -> Leading | None:
-    """The share that the leading spikes hold, and its word; None where nothing changed or nothing was counted."""
-    total = held = weak = 0.0
-    for row in rows:
-        if not measured(row) or not row["norm_delta"] or row["spikes"] is None:
-            continue
-        energy = np.square(run.spectrum(row["stored_name"]))
-        whole = float(energy.sum())
-        total += whole
-        held += float(energy[: min(row["spikes"], math.ceil(len(energy) / LEADING))].sum())
-        weak += whole if row["snr"] is not None and row["snr"] < 1 else 0.0
-    if total <= 0:
-        return None
-    share = held / total
-    word = "low-rank" if share >= LOW_RANK[1] else "not low-rank" if share <= LOW_RANK[0] else "undecided"
-    noisy = weak >= total / 2
-    return Leading(share, "undecided" if noisy else word, noisy)
-
-
 def _view(run: Run, label: str) -> View:
     rows = [_derive(_clean(row)) for row in run.matrices.to_pylist()]
     ledger = run.ledger.to_pylist()
@@ -148,7 +107,7 @@ def _view(run: Run, label: str) -> View:
         zeros=zeros,
         record=record,
         summary=counted,
-        leading=leading(run, rows),
+        leading=leading(run),
         shares=by_kind,
         lead=summary.lead(totals["norm_delta"] or 0.0, totals["relative_change"], counted),
         lines=summary.support(counted, by_kind),

@@ -4,14 +4,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from deltalens.spectrum.reading import zero_word
+
 Row = Mapping[str, Any]
 """One row of `matrices.parquet`."""
 
 NOTHING = "–"
 """Stands where a number is not defined: never "nan", never "None"."""
-
-EXPLAINED = (-0.05, 0.12)
-"""Observed minus predicted zero share inside which dense updates of every tested shape lie, both ends included."""
 
 CONFINED = 0.25
 """Share of the squared delta norm in one row or column above which the matrix is called confined to it."""
@@ -37,16 +36,6 @@ def percent(share: int | float | None) -> str:
     if 0.9995 <= share < 1:
         return "> 99.9 %"
     return f"{100 * share:.3g} %" if abs(share) < 10 else f"{number(100 * share)} %"
-
-
-def zero_word(observed: int | float | None, predicted: int | float | None) -> str | None:
-    """The word for a share of unchanged entries beside the one that rounding predicts, None without a prediction."""
-    if observed is None or predicted is None:
-        return None
-    gap, slack = observed - predicted, 1e-12  # .35 − .40 is not −.05 in binary; a bound must not hang on that
-    if gap > EXPLAINED[1] + slack:
-        return "sparser"
-    return "denser" if gap < EXPLAINED[0] - slack else "explained by precision"
 
 
 def confined_words(row: Row) -> list[str]:

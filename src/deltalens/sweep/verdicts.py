@@ -111,7 +111,7 @@ def choice(thinking: Row, skill: Row) -> Verdict:
     if min(thinking["n"], skill["n"]) < ITEMS:
         return Verdict(UNDECIDED, f"{min(thinking['n'], skill['n'])} items, {ITEMS} are needed")
     fell, lost = -thinking["high"], (-skill["high"], -skill["low"])
-    said = f"thinking falls by {-thinking['value']:.2f}, forced accuracy by {-skill['value']:.2f}"
+    said = f"thinking falls by {0 - thinking['value']:.2f}, forced accuracy by {0 - skill['value']:.2f}"
     if lost[0] >= 0.3:
         return Verdict(CONTRADICTED, f"the skill goes too: {said}")
     if fell >= 0.5 and lost[1] < 0.1:
