@@ -127,7 +127,8 @@ def span(of: Sequence[Along]) -> Along:
 def steered(name: str, along: Along, strength: float, base: Plan) -> Point:
     """The base with αv added behind a layer at the last prompt token, v as long as the difference of means.
 
-    Of a text without a prompt, as for a perplexity, that is its first token.
+    Of a text without a prompt, as for a perplexity, that is its first token; where the think block is forced open, its
+    tag, so that forced accuracy is of another place than p_think.
 
     Args:
         name: Of the arm.
