@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-all test-real test-oldest check bench truth picture family-table clean
+.PHONY: setup demo test test-all test-real test-oldest check bench truth picture family-table findings clean
 
 setup: .venv/.ready
 
@@ -65,5 +65,9 @@ picture: demo
 family-table: setup
 	runs/family_table.sh
 
+# docs/findings.md: five recipes and the demo's experiment on the family (about ten minutes).
+findings: setup
+	runs/findings.sh
+
 clean:
-	rm -rf .venv .venv-oldest demo-out directions-out
+	rm -rf .venv .venv-oldest demo-out directions-out findings-out
