@@ -39,7 +39,7 @@ def store(out: Path, kind: str, arms: list[Row], summary: list[Row], rows: list[
     with experiment(out, record):
         write_summary(out, arms, summary)
         if rows:
-            write_results(out, kind, rows)
+            write_results(out, more.get("recipe", kind), rows)
     return Experiment.open(out)
 
 
@@ -126,3 +126,79 @@ def a_steer(out: Path, claim: float = 0.5, name: str = "v", text: str = "") -> E
         rows.append(result(point, f"i{i}", "free", True, i > 0, f"<think>long enough a thought</think>4{text}"))
         rows.append(result(control, f"i{i}", "free", False, False, "2"))
     return store(out, "steer", arms, summary, rows, metric="p_think")
+
+
+def a_sweep(
+    out: Path, claim: float | None = 0.5, bounded: bool = True, name: str = "Δ_k", text: str = "", curves: int = 1,
+    places: bool = True,
+) -> Experiment:  # fmt: skip
+    """Edits of rank 1, 2, 4, 8, 12 put into the base, 4 the operating point, and a curve out of the tuned model.
+
+    The first curves have one deciding control and one that never decides. Base, tuned and operating points were asked a
+    second task. Without a `claim` no control was run, and where nothing is `bounded` there are no intervals.
+    """
+    arms: list[Row] = [{"arm": "base", "role": "baseline"}, {"arm": "tuned", "role": "model"}]
+    summary, rows = [], []
+
+    def cell(arm: str, metric: str, value: float, half: float = 0.02, **more: Any) -> None:
+        ends = (value - half, value + half) if bounded else ()
+        summary.append(summary_row(arm, metric, value, *ends, **more))
+
+    def scored(arm: str, p: float, start: str = "", before: float = 0.0) -> None:
+        cell(arm, "p_think", p)
+        if start:
+            cell(arm, "p_think", p - before, 0.03, reference=start)
+
+    def written(arm: str, thought: bool, accuracy: float) -> None:
+        cell(arm, "think_ratio", float(thought))
+        cell(arm, "accuracy", accuracy)
+        cell(arm, "accuracy", 1 - accuracy / 2, task="facts")
+        cell(arm, "perplexity", 10.0 + accuracy, task="text", group="t")
+        cell(arm, "kl", accuracy / 10, task="chain")
+        for i in range(3):
+            own = "<think>long enough a thought</think>4" if thought and i else "5"
+            rows.append(result(arm, f"i{i}", "free", thought, thought and i > 0, own + text))
+            rows.append(result(arm, f"i{i}", "free", thought, thought, f"of facts{text}", task="facts"))
+
+    scored("base", 0.05)
+    scored("tuned", 0.95, "base", 0.05)
+    written("base", False, 0.1)
+    written("tuned", True, 0.9)
+    names = [f"{name}{'' if i == 0 else f' of {i}'}" for i in range(curves)]
+    for curve, start, before in [*((one, "base", 0.05) for one in names), (f"tuned − {name}", "tuned", 0.95)]:
+        point = f"{curve} = 4"
+        for k in (0, 1, 2, 4, 8, 12):
+            arm = f"{curve} = {k}" if k else start
+            if places:
+                summary.append(summary_row(arm, "strength", k, group=curve))
+            if not k:
+                continue
+            arms.append({"arm": arm, "role": "edit", "edit": json.dumps({"edit": [{"rank": k}]}), "norm_delta": 1.0})
+            scored(arm, min(0.9, 0.05 + 0.2 * k) if start == "base" else 0.1, start, before)
+            rows.append(result(arm, "i0", "free", False, False, None, role="edit", strength=float(k)))
+        written(point, start == "base", 0.8)
+        summary.append(summary_row(curve, "operating_point", 4.0, reference=point, method=f"least k {name}"))
+        cell(curve, "fraction", 0.88 if start == "base" else 0.06, 0.01, reference=point)
+        said = "supported: effect − largest control is above 0: 0.50 [0.40, 0.60]" if bounded else "undecided: n < 50"
+        if claim is None or start != "base":
+            said = "undecided: no control to compare with"
+        summary.append(summary_row(curve, "causal", None, reference=point, method=said))
+        if start == "base":
+            why = f"supported: at least 0.8 of the difference {name}"
+            summary.append(summary_row(curve, "sufficient", None, reference=point, method=why))
+        if claim is None or start != "base":
+            continue
+        for kind, decides, p in (("random U", True, 0.07), ("Haar", False, 0.055)):
+            control = f"{curve}: {kind}"
+            edit = json.dumps({"control": kind, "seed": 0, **({} if decides else {"decides": False})})
+            arms.append({"arm": control, "role": "control", "control_of": point, "edit": edit})
+            scored(control, p, "base", 0.05)
+        largest = f"{curve}: random U"
+        cell(curve, "effect_minus_largest_control", claim, 0.1, reference=largest)
+        written(largest, False, 0.1)
+    summary += [
+        summary_row("Δ_k", "functional_rank", 4.0, method="least k within the tuned model's interval"),
+        summary_row("Δ_k", "functional_rank_accuracy", 2.0, method="least k within the tuned model's interval"),
+        summary_row(name, "r_align", 0.25, 0.2, 0.3, method=f"null 0.1 {name}"),
+    ]
+    return store(out, "sweep", arms, summary, rows, metric="p_think", recipe="rank", models=["it", f"rl {name}"])

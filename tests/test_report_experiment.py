@@ -3,19 +3,21 @@
 import re
 import subprocess
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
-from experiment_factory import a_probe, a_steer, an_eval, store, summary_row
+from experiment_factory import a_probe, a_steer, a_sweep, an_eval, store, summary_row
 from hypothesis import given
 from hypothesis import strategies as st
 from test_report import CHROMIUM, HOSTILE, Page, assert_self_contained
 
 from deltalens.cli.report import Report
 from deltalens.errors import BadInput, Refused
-from deltalens.report import experiment_eval, experiment_probe, experiment_steer
-from deltalens.report.experiment import build_experiments, write_experiments
+from deltalens.report.experiment import SECTIONS, build_experiments, write_experiments
+from deltalens.report.experiment_arms import printed, read_arms
+from deltalens.report.experiment_curves import MOST, read_curves
 from deltalens.report.experiment_read import read_trials, segments
 from deltalens.report.experiment_svg import ticks
 from deltalens.report.experiment_words import p_value, value
@@ -25,8 +27,7 @@ from deltalens.store.files import write_json
 
 def titles(found: Experiment) -> list[str]:
     (trial,) = read_trials([found])
-    section = {"eval": experiment_eval, "probe": experiment_probe, "steer": experiment_steer}[trial.kind]
-    return [one.title for one in section.findings(trial)]
+    return [one.title for one in SECTIONS[trial.kind].findings(trial)]
 
 
 def test_an_evaluation(tmp_path: Path) -> None:
@@ -128,6 +129,122 @@ def test_a_control_that_does_as_much_is_said(tmp_path: Path) -> None:
     )
 
 
+def test_a_sweep(tmp_path: Path) -> None:
+    found = a_sweep(tmp_path / "w")
+    html = build_experiments([found])
+    page = Page(html)
+    assert_self_contained(page)
+    assert titles(found) == [
+        "Functional rank 4",
+        "Δ_k put into base at rank 4: p(think) +0.8, 0.5 more than the largest control; causal: supported, "
+        "sufficient: supported",
+        "tuned − Δ_k, from tuned at rank 4: p(think) −0.85, without a control; causal: undecided",
+    ]
+    stored = found.summary.to_pylist()
+    of_curves = ("fraction", "effect_minus_largest_control", "r_align", "functional_rank", "perplexity", "kl")
+    for row in stored:
+        if row["metric"] in of_curves or (row["metric"] in ("p_think", "accuracy") and not row["reference"]):
+            assert value(row) in page.text, row
+        if row["metric"] in ("causal", "sufficient"):
+            word, _, why = printed(row["method"]).partition(": ")
+            assert f"{row['metric']}: {word}, {why}" in page.text
+    assert "Δ_k, rank 4: p(think) 0.85 [0.83, 0.87]; operating point" in page.text
+    assert "Δ_k, largest control (Δ_k: random U): p(think) 0.07 [0.05, 0.09]" in page.text
+    assert "F 0.88 [0.87, 0.89]" in page.text and "tuned 0.95 [0.93, 0.97]" in page.text
+    assert "accuracy, facts" in page.text and "r align" in page.text
+    assert "first item whose thinking it changes: i1" in page.text and "of facts" not in page.text
+
+
+def test_ranks_that_double_are_evenly_spaced_and_the_start_is_one_step_before(tmp_path: Path) -> None:
+    html = build_experiments([a_sweep(tmp_path / "w")])
+    drawn = re.search(r'<polyline class="line s0" points="([^"]*)"', html)
+    assert drawn is not None
+    xs = [float(pair.split(",")[0]) for pair in drawn[1].split()]
+    steps = [b - a for a, b in pairwise(xs)]
+    assert len(xs) == 6 and steps[:4] == pytest.approx([steps[0]] * 4, abs=0.02)
+    assert steps[4] == pytest.approx(steps[0] * 0.585, abs=0.02)  # log2(12/8)
+
+
+def test_controls_that_never_decide_are_set_apart(tmp_path: Path) -> None:
+    html = build_experiments([a_sweep(tmp_path / "w")])
+    rows = re.findall(r'<div class="row (\w+)"><span class="name"><bdi>([^<]*)</bdi></span> <span class="says">', html)
+    assert rows == [
+        ("edit", "Δ_k = 4 (edit)"),
+        ("control", "Δ_k: random U (largest control)"),
+        ("claim", "effect − largest control"),
+        ("muted", "Δ_k: Haar (never decides)"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"claim": None}, "without a control; causal: undecided"),
+        ({"bounded": False}, "no interval against its controls; causal: undecided"),
+        ({"claim": 0.05}, "not shown to be more than the largest control"),
+        ({"claim": -0.3}, "0.3 less than the largest control"),
+    ],
+)
+def test_what_a_sweep_may_say(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    found = a_sweep(tmp_path / "w", **changes)
+    title = titles(found)[1]
+    assert said in title and "more than the largest control;" not in title.replace("not shown to be more", "")
+    page = Page(build_experiments([found]))
+    assert_self_contained(page)
+    if "bounded" in changes:
+        assert "effect − largest control +0.5 (no interval)" in page.text and "F 0.88 (no interval)" in page.text
+
+
+def test_a_transition(tmp_path: Path) -> None:
+    found = store(tmp_path / "t", "sweep", [{"arm": "base", "role": "baseline"}], [
+        summary_row("all", "lambda50_p_think", 0.695, 0.692, 0.697),
+        summary_row("all", "lambda50_think_ratio", None, method="not reached"),
+        summary_row("all", "width_p_think", 0.471, 0.465, 0.477),
+        summary_row("all", "sharpness", 0.275, 0.273, 0.278, method="contradicted: smooth in log-odds"),
+        summary_row("skip MLP", "lambda50_p_think", 0.9, 0.8, 0.95),
+        summary_row("skip MLP", "fraction", 0.21, 0.2, 0.22, reference="λ = 1, skip MLP"),
+        summary_row("only q", "fraction", 0.4, reference="λ = 1, only q"),
+        summary_row("whole", "cosine", 0.03, task=None),
+    ], [], recipe=f"../{HOSTILE}")  # fmt: skip
+    assert titles(found) == [
+        "λ50 of p(think) 0.695 and λ50 of the think ratio: not reached; sharp: contradicted, smooth in log-odds",
+        "Where only a part moves, F is at most 0.4: only q",
+    ]
+    page = Page(build_experiments([found]))
+    assert_self_contained(page)
+    for text in ("cosine", "width of p(think) 0.471 [0.465, 0.477]", "J 0.275 [0.273, 0.278]", "0.9 [0.8, 0.95]",
+                 "F of only q 0.4 (no interval); skip MLP 0.21 [0.2, 0.22]"):  # fmt: skip
+        assert text in page.text
+
+
+def test_few_curves_share_a_chart_of_each_measure(tmp_path: Path) -> None:
+    html = build_experiments([a_sweep(tmp_path / "w", curves=3)])
+    captions = re.findall(r"<figcaption><bdi>([^<]*)</bdi></figcaption>", html)
+    assert captions == [
+        "p(think), from base",
+        "think ratio, from base",
+        "accuracy, from base",
+        "tuned − Δ_k, from tuned",
+    ]
+    assert html.count('<polyline class="line ') == 4  # p(think) alone is known along the curves
+    assert html.count(", largest control (") == 9  # of each curve, in each chart
+
+
+def test_many_curves_are_counted_and_drawn_one_by_one(tmp_path: Path) -> None:
+    found = a_sweep(tmp_path / "w", curves=MOST + 2)
+    assert titles(found)[1] == f"{MOST + 2} of {MOST + 3} edits move p(think) more than their largest control"
+    page = Page(build_experiments([found]))
+    assert_self_contained(page)
+    assert page.tags.count("figcaption") == 1 + MOST and "2 more in the tables" in page.text
+
+
+def test_a_sweep_without_places_takes_them_from_its_results(tmp_path: Path) -> None:
+    (trial,) = read_trials([a_sweep(tmp_path / "w", places=False)])
+    (curve,) = read_curves(read_arms(trial))
+    assert curve.name == "edits" and [x for x, _ in curve.along] == [1, 1, 2, 2, 4, 4, 8, 8, 12, 12]
+    assert "<polyline" not in build_experiments([a_sweep(tmp_path / "again", places=False)])
+
+
 def test_several_experiments_share_a_page(tmp_path: Path) -> None:
     found = [an_eval(tmp_path / "e"), a_probe(tmp_path / "p"), a_steer(tmp_path / "s")]
     page = Page(build_experiments(found))
@@ -143,6 +260,8 @@ def test_foreign_text_is_inert(tmp_path: Path) -> None:
         an_eval(tmp_path / "e", HOSTILE, HOSTILE, HOSTILE),
         a_probe(tmp_path / "p", name=HOSTILE, token=HOSTILE),
         a_steer(tmp_path / "s", name=HOSTILE, text=HOSTILE),
+        a_sweep(tmp_path / "w", name=HOSTILE, text=HOSTILE),
+        a_sweep(tmp_path / "m", name=HOSTILE, text=HOSTILE, curves=7),
     ]
     html = build_experiments(found)
     page = Page(html)
@@ -153,7 +272,7 @@ def test_foreign_text_is_inert(tmp_path: Path) -> None:
 
 
 def test_empty_tables_make_a_page(tmp_path: Path) -> None:
-    for kind in ("eval", "probe", "steer"):
+    for kind in SECTIONS:
         page = Page(build_experiments([store(tmp_path / kind, kind, [], [], [])]))
         assert "hold no number" in page.text
         assert_self_contained(page)
@@ -250,7 +369,8 @@ dispatchEvent(new Event("afterprint"));
 def test_chromium_opens_the_page(tmp_path: Path, width: int) -> None:
     if CHROMIUM is None:
         pytest.skip("no chromium, chromium-browser or google-chrome is installed: the page was not opened")
-    found = [an_eval(tmp_path / "e", text=HOSTILE), a_probe(tmp_path / "p"), a_steer(tmp_path / "s", name=HOSTILE)]
+    found = [an_eval(tmp_path / "e", text=HOSTILE), a_probe(tmp_path / "p"), a_steer(tmp_path / "s", name=HOSTILE),
+             a_sweep(tmp_path / "w", name=HOSTILE), a_sweep(tmp_path / "m", curves=7)]  # fmt: skip
     page = write_experiments(found, tmp_path / "page.html")
     page.write_text(page.read_text().replace("</body>", USE))
     with tempfile.TemporaryDirectory() as profile:

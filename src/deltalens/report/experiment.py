@@ -8,19 +8,25 @@ from markupsafe import Markup
 
 from deltalens import __version__
 from deltalens.errors import BadInput
-from deltalens.report import experiment_eval, experiment_probe, experiment_steer
+from deltalens.report import experiment_eval, experiment_probe, experiment_steer, experiment_sweep
 from deltalens.report.experiment_read import Trial, read_trials, settings
-from deltalens.report.experiment_words import definitions, metric, p_value, signed, value
+from deltalens.report.experiment_words import FILTERS, definitions
 from deltalens.report.headline import Finding
 from deltalens.report.page import _embedded, _environment, _own, write_html
 from deltalens.store.experiment import Experiment
 
-SECTIONS = {"eval": experiment_eval, "probe": experiment_probe, "steer": experiment_steer}
+SECTIONS = {
+    "eval": experiment_eval,
+    "probe": experiment_probe,
+    "steer": experiment_steer,
+    "sweep": experiment_sweep,
+}
 
 TITLES = {
     "eval": "How the models behave",
     "probe": "What the direction reads",
     "steer": "What the direction causes",
+    "sweep": "What an edit of the weights causes",
 }
 
 SCRIPTS = ("experiment.js", "experiment_tokens.js")
@@ -62,7 +68,7 @@ def build_experiments(experiments: Sequence[Experiment]) -> str:
     views = [SECTIONS[trial.kind].view(trial) for trial in trials]
     kinds = [trial.kind for trial in trials]
     environment = _environment()
-    environment.filters.update(value=value, p=p_value, signed=signed, head=lambda name: metric(name).head)
+    environment.filters.update(FILTERS)
     return environment.get_template("experiment.html.j2").render(
         title=TITLES[kinds[0]] if len(set(kinds)) == 1 else "What the experiments show",
         sections=list(zip(trials, views, strict=True)),

@@ -16,7 +16,7 @@ from deltalens.report.words import NOTHING, Row
 from deltalens.store.experiment import Experiment
 from deltalens.store.results import TOKENS
 
-KINDS = ("eval", "probe", "steer")
+KINDS = ("eval", "probe", "steer", "sweep")
 
 LONGEST = 4000
 """Characters of one completion on the page; the tables hold the rest."""
@@ -32,7 +32,7 @@ class Trial:
     Attributes:
         place: Its position on the page, in the ids of its sections.
         label: Short name, distinct on the page.
-        kind: "eval", "probe" or "steer".
+        kind: One of `KINDS`.
         record: `experiment.json`.
         models: What was run, the first or reference first.
         arms: Rows of arms.parquet.
@@ -87,6 +87,7 @@ def _read(place: int, label: str, experiment: Experiment) -> Trial:
     if not named or not isinstance(record.get("settings"), dict):
         raise BadInput(f"{experiment.path} has a damaged record", "repeat the command with --out NEW")
     results = experiment.path / "results"
+    step = Path(str(record.get("recipe"))).name if kind == "sweep" else kind  # a name: a record leads nowhere else
     return Trial(
         place,
         printable(label),
@@ -95,7 +96,7 @@ def _read(place: int, label: str, experiment: Experiment) -> Trial:
         [printable(name) for name in named],
         _rows(experiment.arms),
         _rows(experiment.summary),
-        _rows(experiment.results(kind)) if (results / f"{kind}.parquet").is_file() else [],
+        _rows(experiment.results(step)) if (results / f"{step}.parquet").is_file() else [],
         _rows(_tokens(results / "tokens.parquet")),
     )
 
@@ -160,16 +161,17 @@ def settings(trial: Trial) -> list[tuple[str, str]]:
     lines = [("command", record.get("command")), ("template hash", record.get("template"))]
     lines += [(str(key), value) for key, value in record["settings"].items()]
     lines += [(str(key), value) for key, value in record.items() if key not in (*left_out, "command")]
-    return [(printable(key.replace("_", " ")), _plain(value)) for key, value in lines]
+    return [(printable(key.replace("_", " ")), plain(value)) for key, value in lines]
 
 
-def _plain(value: object) -> str:
+def plain(value: object) -> str:
+    """A value of a record in words."""
     if value is None:
         return NOTHING
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list | tuple):
-        return ", ".join(map(_plain, value)) or NOTHING
+        return ", ".join(map(plain, value)) or NOTHING
     if isinstance(value, dict):
-        return "; ".join(f"{printable(key)} {_plain(one)}" for key, one in value.items()) or NOTHING
+        return "; ".join(f"{printable(key)} {plain(one)}" for key, one in value.items()) or NOTHING
     return printable(value)

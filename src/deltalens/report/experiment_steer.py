@@ -6,17 +6,24 @@ from typing import Any
 
 from markupsafe import Markup
 
-from deltalens.report.experiment_arms import CLAIM, SELECT, Arms, printed, read_arms
-from deltalens.report.experiment_eval import EXAMPLES, Example, outcome
-from deltalens.report.experiment_read import Trial, segments
+from deltalens.report.experiment_arms import (
+    CLAIM,
+    RATES,
+    Arms,
+    effects,
+    marked,
+    printed,
+    read_arms,
+    side_by_side,
+    table,
+)
+from deltalens.report.experiment_eval import Example
+from deltalens.report.experiment_read import Trial
 from deltalens.report.experiment_svg import Dot, Line, Point, chart, dots
 from deltalens.report.experiment_words import metric, signed, value
 from deltalens.report.headline import Finding
 from deltalens.report.words import Row, number
-
-RATES = ("think_ratio", "accuracy", "forced_accuracy")
-COLUMNS = ("p_think", "p_skip", *RATES, "kl", "perplexity", "format_failures", "loops", "truncated", "think_tokens")
-"""Of the table of arms, where any arm has a number."""
+from deltalens.store.results import SELECT
 
 LAYERS = 6
 """Layers drawn in styles of their own: those with the largest effect; the others are thin."""
@@ -69,7 +76,7 @@ def view(trial: Trial) -> SteerView:
     operating, breaking = arms.claim("operating_point"), arms.claim("breaking_point")
     strength = None if operating is None else operating["value"]
     broke = None if breaking is None else breaking["value"]
-    shown = [name for name in COLUMNS if any(arms.of(arm, name) for arm in arms.roles)]
+    columns, rows = table(arms)
     return SteerView(
         metric=arms.metric,
         task=arms.task,
@@ -81,13 +88,9 @@ def view(trial: Trial) -> SteerView:
         chosen=_chosen(arms, strength),
         effects=_effects(arms),
         costs=_costs(arms),
-        columns=shown,
-        arms=[
-            (arm, role, cells)
-            for arm, role in arms.roles.items()
-            if any(cells := [arms.of(arm, name) for name in shown])
-        ],
-        examples=_examples(arms),
+        columns=columns,
+        arms=rows,
+        examples=side_by_side(arms, [arm for arm, _ in _written(arms)], arms.baseline, arms.point),
     )
 
 
@@ -116,7 +119,7 @@ def _dose(arms: Arms, strength: float | None, breaking: float | None) -> Markup:
                 word for word, at in (("operating", strength), ("breaking", breaking)) if x == at
             )  # fmt: skip
             text = f"α {signed(x)}: {metric(name).head} {value(row)}"
-            points.append(Point(x, row["value"], row["low"], row["high"], f"{text}{_marked(mark)}", mark))
+            points.append(Point(x, row["value"], row["low"], row["high"], f"{text}{marked(mark)}", mark))
         if points:
             lines.append(Line(metric(name).head, points, style))
     largest = arms.largest
@@ -125,10 +128,6 @@ def _dose(arms: Arms, strength: float | None, breaking: float | None) -> Markup:
         text = f"α {signed(strength)}, largest control ({largest}): {metric(arms.metric).head} {value(row)}"
         lines.append(Line("largest control", [Point(strength, row["value"], row["low"], row["high"], text)], 5))
     return chart(lines, [], ("strength α", "probability or share of items"), (0.0, 1.0))
-
-
-def _marked(mark: str) -> str:
-    return "".join(f"; {word} point" for word in mark.split())
 
 
 def _chosen(arms: Arms, strength: float | None) -> Markup | None:
@@ -148,7 +147,7 @@ def _chosen(arms: Arms, strength: float | None) -> Markup | None:
             if row is None or row["value"] is None:
                 continue
             mark = "operating" if layer == chosen and x == strength else ""
-            text = f"layer {layer}, α {signed(x)}: {value(row)}{_marked(mark)}"
+            text = f"layer {layer}, α {signed(x)}: {value(row)}{marked(mark)}"
             points.append(Point(x, row["value"], row["low"], row["high"], text, mark))
         start = base["value"] if base is not None and base["value"] is not None else 0.0
         if len(points) > 1:
@@ -161,16 +160,9 @@ def _chosen(arms: Arms, strength: float | None) -> Markup | None:
 
 def _effects(arms: Arms) -> Markup:
     """The effect of the edit and of each control, largest first, and the claim."""
-    rows = []
-    if arms.point is not None and (own := arms.of(arms.point, arms.metric, reference=True)) is not None:
-        rows.append(Dot(f"{arms.point} (edit)", own["value"], own["low"], own["high"], value(own), "edit"))
+    own = arms.of(arms.point or "", arms.metric, reference=True)
     controls = [(arm, row) for arm in arms.controls if (row := arms.of(arm, arms.metric, reference=True)) is not None]
-    for arm, row in sorted(controls, key=lambda pair: -abs(pair[1]["value"] or 0.0)):
-        name = f"{arm} (largest control)" if arm == arms.largest else arm
-        rows.append(Dot(name, row["value"], row["low"], row["high"], value(row), "control"))
-    for row in arms.claims:
-        rows.append(Dot(metric(row["metric"]).head, row["value"], row["low"], row["high"], value(row), "claim"))
-    return dots(rows, zero=True) if rows else Markup('<p class="hint">No effects were tested.</p>')
+    return effects((arms.point or "", own), controls, arms.claims)
 
 
 def _written(arms: Arms) -> list[tuple[str, str]]:
@@ -188,25 +180,6 @@ def _costs(arms: Arms) -> list[tuple[str, str, Markup]]:
             lines = [Dot(arm, row["value"], row["low"], row["high"], value(row), role) for arm, role, row in rows]
             found.append((metric(name).head, metric(name).meaning, dots(lines, 0.0 if name == "kl" else None)))
     return found
-
-
-def _examples(arms: Arms) -> list[Example]:
-    """Items with what baseline, edit and largest controls wrote: the first that the edit changes, then the others."""
-    names = [arm for arm, _ in _written(arms)]
-    by_item: dict[str, dict[str, Row]] = {}
-    for row in arms.trial.results:
-        if row["arm"] in names and row["mode"] == "free" and not row["sample"] and row["text"] is not None:
-            by_item.setdefault(row["item"], {}).setdefault(row["arm"], row)
-    both = [item for item, rows in by_item.items() if arms.baseline in rows and arms.point in rows]
-    changed = [i for i in both if by_item[i][arms.baseline]["thought"] != by_item[i][arms.point or ""]["thought"]]
-    order = [(item, "first item whose thinking it changes") for item in changed[:1]]
-    order += [(item, "first item whose thinking it leaves") for item in both if item not in set(changed)][:1]
-    order += [(item, "next item whose thinking it changes") for item in changed[1:]]
-    return [
-        Example(item, why, [(arm, outcome(by_item[item][arm]), segments(by_item[item][arm]["text"]))
-                            for arm in names if arm in by_item[item]])
-        for item, why in order[:EXAMPLES]
-    ]  # fmt: skip
 
 
 def findings(trial: Trial) -> list[Finding]:

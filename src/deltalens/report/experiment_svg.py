@@ -25,7 +25,7 @@ SHAPES = (
 )
 """Circle, square, diamond, triangle, cross, triangle down: a series is told by its shape as well as by its colour."""
 
-_ROLES = {"reference": 0, "edit": 0, "control": 1, "claim": 2}
+_ROLES = {"reference": 0, "edit": 0, "control": 1, "muted": 1, "claim": 2}
 
 _EXTRA = (("operating", "M0-9A9 9 0 1 0 .01-9Z"), ("breaking", "M-5-5 5 5M5-5-5 5"))
 """A ring and a cross, over everything else."""
@@ -41,7 +41,7 @@ class Dot:
         low: Lower end of its interval.
         high: Upper end.
         text: On its right.
-        role: "reference", "edit", "control" or "claim": how it is drawn.
+        role: "reference", "edit", "control", "muted" or "claim": how it is drawn.
     """
 
     name: str
@@ -66,11 +66,15 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One series: its name, its points in order of x, and which of the styles it has; 6 is the quiet one."""
+    """One series: its name, its points in order of x, and which of the styles it has; 6 is the quiet one.
+
+    Points that are not `joined` stand alone: what lies between them is not known.
+    """
 
     name: str
     points: Sequence[Point]
     style: int
+    joined: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +148,7 @@ def chart(
     y: tuple[float | None, float | None] = (None, None),
     level: tuple[float, str] | None = None,
     whole: bool = False,
+    places: Sequence[tuple[float, str]] = (),
 ) -> Markup:
     """Lines with intervals over shaded bands, with a legend.
 
@@ -154,11 +159,12 @@ def chart(
         y: Ends of the y axis, None for what the numbers need.
         level: A height to mark, and its name.
         whole: Whether x is a whole number, such as a layer.
+        places: Places on the x axis and what stands under them, in place of round numbers; the axis covers all.
     """
     points = [point for line in lines for point in line.points]
     if not points:
         return Markup('<p class="hint">No numbers to draw.</p>')
-    xs = [point.x for point in points]
+    xs = [*(point.x for point in points), *(x for x, _ in places)]
     ys = [v for point in points for v in (point.y, point.low, point.high) if v is not None]
     ys += [v for band in bands for v in (*band.low, *band.high)] + ([level[0]] if level else [])
     left, right = min(xs), max(xs)
@@ -171,10 +177,10 @@ def chart(
     drawn = [Markup('<line class="grid" x1="0" x2="100%" y1="{0}%" y2="{0}%"/>').format(_r(py(v))) for v in at_y]
     drawn += [Markup('<text class="end" x="-8" y="{}%" dy=".35em">{}</text>').format(_r(py(v)), _tick(v)) for v in at_y]
     under = Markup('<text class="middle" x="{}%" y="100%" dy="1.5em">{}</text>')
-    drawn += [under.format(_r(px(x)), _tick(x)) for x in at_x]
+    drawn += [under.format(_r(px(x)), name) for x, name in places or [(x, _tick(x)) for x in at_x]]
     areas = [_band(band, px, py, 100 * pad / (right - left)) for band in bands]
     path = Markup('<polyline class="line s{}" points="{}"/>')
-    strokes = [path.format(line.style, _path((px(p.x), py(p.y)) for p in line.points)) for line in lines]
+    strokes = [path.format(line.style, _path((px(p.x), py(p.y)) for p in line.points)) for line in lines if line.joined]
     drawn.append(
         Markup('<svg viewBox="0 0 100 100" preserveAspectRatio="none" width="100%" height="100%">{}{}</svg>').format(
             _join(areas), _join(strokes)

@@ -8,6 +8,12 @@ from deltalens.report.words import NOTHING, Row, number
 
 LEVEL = "95 %"
 
+VERDICT_LEVEL = "99.4 %"
+"""Of the intervals that a verdict rests on: 1 − .05/8."""
+
+AT_AN_ARM = ("operating_point", "fraction", "causal", "sufficient", "necessary", "choice")
+"""Numbers of a whole curve whose `reference` names the arm that they are of, and not one to take away."""
+
 
 @dataclass(frozen=True, slots=True)
 class Metric:
@@ -53,6 +59,28 @@ METRICS = {
     "effect_minus_largest_random": Metric(
         "effect − largest random control", "the same, controls of another layer's direction left out"
     ),
+    "strength": Metric("place", "where an arm stands on its curve: how much of the edit, or its rank"),
+    "fraction": Metric(
+        "F", "share of the way from base to tuned at which an arm stands; an edit of the tuned model has removed 1 − F"
+    ),
+    "causal": Metric("causal", "is its effect larger than every deciding control's, and F at least .2?"),
+    "sufficient": Metric("sufficient", "put into the base, is it at least .8 of the difference?"),
+    "necessary": Metric("necessary", "left out of the tuned model, is at least .8 of the difference gone?"),
+    "choice": Metric("choice", "does thinking fall by at least .5 while forced accuracy falls by less than .1?"),
+    "lambda50_p_think": Metric("λ50 of p(think)", "λ at which its mean reaches ½"),
+    "lambda50_p_skip": Metric("λ50 of p(skip)", "λ at which the mean of 1 − p(skip) reaches ½"),
+    "lambda50_think_ratio": Metric("λ50 of the think ratio", "λ at which half of the greedy completions think"),
+    "width_p_think": Metric("width of p(think)", "λ(p = .9) − λ(p = .1)"),
+    "width_p_skip": Metric("width of p(skip)", "λ(p = .1) − λ(p = .9)"),
+    "sharpness": Metric(
+        "J",
+        "largest share of the change of log-odds inside .2 of λ: .2 for a straight line, sharp from .6, smooth to .4",
+    ),
+    "functional_rank": Metric("functional rank", "least k at which both measures lie in the tuned model's interval"),
+    "functional_rank_p_think": Metric("functional rank by p(think)", "the same by this measure alone"),
+    "functional_rank_p_skip": Metric("functional rank by p(skip)", "the same by this measure alone"),
+    "functional_rank_accuracy": Metric("functional rank by accuracy", "the same by this measure alone"),
+    "energy": Metric("energy", "share of Σ‖Δ‖² that the leading part holds"),
 }  # fmt: skip
 """By the name that the tables use."""
 
@@ -78,6 +106,16 @@ WORDS = {
         (
             "v of layer N",
             "a control: the direction of another layer put where this one goes; it may well be the same one",
+        ),
+    ),
+    "sweep": (
+        ("curve", "one edit at growing strength or rank; it starts at the base or at the tuned model"),
+        ("effect", "an arm less the start of its curve, on the same items"),
+        ("control", "an edit of matched size without the meaning, at the operating point; the largest one decides"),
+        ("never decides", "a control with far less effect on activations, shown for comparison only"),
+        (
+            "supported, contradicted, undecided",
+            f"a verdict by the bounds of {VERDICT_LEVEL} intervals; undecided without control, interval or 200 items",
         ),
     ),
 }
@@ -110,7 +148,7 @@ def value(row: Row | None, digits: int = 3) -> str:
 
 def is_difference(row: Row) -> bool:
     """Whether a row is the difference from another arm."""
-    return bool(row["reference"]) or row["metric"].startswith("effect_minus_")
+    return (bool(row["reference"]) and row["metric"] not in AT_AN_ARM) or row["metric"].startswith("effect_minus_")
 
 
 def p_value(p: float | None) -> str:
@@ -143,3 +181,7 @@ def definitions(kinds: Sequence[str], metrics: Collection[str]) -> list[tuple[st
     words = [pair for kind in dict.fromkeys(kinds) for pair in WORDS[kind]]
     named = [(one.head, one.meaning) for name, one in METRICS.items() if name in metrics]
     return [*named, *dict(words).items(), *GENERAL]
+
+
+FILTERS = {"value": value, "p": p_value, "signed": signed, "head": lambda name: metric(name).head}
+"""What templates call these."""
