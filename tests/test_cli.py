@@ -1,7 +1,6 @@
-"""The command as a user meets it: exit codes, two-line errors, light imports, Ctrl-C, and the demo."""
+"""The command as a user meets it: exit codes, two-line errors, light imports, and Ctrl-C."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -232,19 +231,6 @@ def test_the_table_fits_eighty_columns(
     rows = [line for line in capsys.readouterr().out.splitlines() if "_proj" in line or line.startswith(" kind")]
     assert len(rows) > 7
     assert max(map(len, rows)) <= 80
-
-
-def test_demo_writes_every_run_and_one_page(tmp_path: Path) -> None:
-    began = time.monotonic()
-    found = call("demo", "--out", str(tmp_path / "demo"), env=os.environ | {"OPENBLAS_NUM_THREADS": "2"})
-    assert found.returncode == 0, found.stderr
-    assert "family:instruct → family:reasoning" in found.stdout
-    page = (tmp_path / "demo" / "report.html").read_text()
-    assert "family:reasoning" in page
-    for name in ("base-to-instruct", "base-to-reasoning-rl", "instruct-to-reasoning"):
-        assert dl.Run.open(tmp_path / "demo" / name).record["totals"]["refused"] == 0
-    assert time.monotonic() - began < 60
-    assert call("demo", "--out", str(tmp_path / "demo"), "--quiet").returncode == 0  # and again, from what is stored
 
 
 def test_units() -> None:

@@ -2,20 +2,18 @@
 
 import json
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from deltalens.cli.display import Dtype, chat_of, out, say, table
+from deltalens.cli.display import Dtype, out, say, table
 from deltalens.errors import BadInput, printable
 
 if TYPE_CHECKING:
     from deltalens.direction.compare import Comparison
     from deltalens.direction.direction import Direction
-
-_SPLITS = ("extract", "select")  # never test: that is what verdicts on behaviour are shown on
-
 
 _LEGEND = (
     "φ = ‖QaᵀQb‖²/k, beside the largest null that there is. φ − null with its interval (bootstrap by prompt, level\n"
@@ -60,7 +58,13 @@ class Compare:
         from deltalens.direction.compare import compare, overall
 
         a = directions(self.a, self.top)
-        b = self._refusal(self.refusal) if self.refusal is not None else directions(self.b or "", self.top)
+        if self.refusal is not None:
+            from deltalens.methods.thinking import refusal_directions
+
+            tell = partial(say, self.quiet)
+            b = refusal_directions(self.refusal, self.seed, self.dtype, self.device, tell)
+        else:
+            b = directions(self.b or "", self.top)
         sibling = [] if self.sibling is None else directions(self.sibling, self.top)
         rows = compare(a, b, sibling=sibling, seed=self.seed)
         if not rows:
@@ -77,24 +81,6 @@ class Compare:
             show(family, members, f"distinct{' from refusal' if self.refusal else ''}? {verdicts[family]}")
         out(_LEGEND)
         return 0
-
-    def _refusal(self, source: str) -> "list[Direction]":
-        """The refusal direction of a model, layer by layer, from requests that no evaluation is shown on."""
-        from deltalens.direction.activations import Place, from_prompts
-        from deltalens.evaluate.tasks.registry import can, task
-        from deltalens.methods.matched import rendered
-        from deltalens.model.load import load
-
-        chat = chat_of(source)
-        asked = task("refusal", can(chat))
-        items = {i.id: i for split in _SPLITS for i in asked.items(split, asked.limit(split) or 0, self.seed)}.values()
-        harmful, harmless = ([i for i in items if i.group == group] for group in ("harmful", "harmless"))
-        say(self.quiet, f"reading {len(harmful)} harmful and {len(harmless)} harmless requests of task {asked.name}")
-        model, _ = load(source, self.dtype, self.device)
-        made = {"model": source, "template": chat.template_hash, "prompts": [asked.name], "select": "last"}
-        both = rendered(chat, harmful), rendered(chat, harmless)
-        found = from_prompts(model, *both, Place(), made, self.seed, contrast="harmful − harmless")
-        return [d for d in found if d.kind in ("difference", "samples")]
 
 
 def directions(reference: str, top: int) -> "list[Direction]":

@@ -162,7 +162,15 @@ class Activations:
             )
         source |= {"prompts": list(names[:1])}
         if contrast == "models":
-            return self._between_models(model, rendered(chat, first), place, source)
+            from deltalens.methods.thinking import between_models, one_stream
+
+            assert self.against is not None
+            pair = one_stream(self.against, self.model)
+            for warning in pair.warnings:
+                warn(warning)
+            say(self.quiet, f"reading {len(first)} prompts in both models")
+            ids = rendered(chat, first)
+            return between_models(pair, model, ids, place, source, self.seed, self.dtype, self.device)
         from deltalens.checkpoint.source import open_checkpoint
         from deltalens.direction.spans import from_spans
         from deltalens.evaluate.agree import ending_ids
@@ -177,28 +185,6 @@ class Activations:
         completions = generate_ids(model, ids, Decoding(limit), ends=ends)
         source |= {"mode": "forced", "max_tokens": limit, "select": "think"}
         return from_spans(model, chat, ids, completions, place, source, self.seed, pattern=self.pattern)
-
-    def _between_models(
-        self, model: Any, ids: list[list[int]], place: Any, source: dict[str, Any]
-    ) -> "list[Direction]":
-        from deltalens.checkpoint.pair import Pair
-        from deltalens.direction.activations import from_models, mean_writes
-        from deltalens.model.load import load
-
-        assert self.against is not None
-        pair = Pair.open(self.against, self.model)
-        kinds = [checkpoint.setting("model_type") for checkpoint in (pair.base, pair.tuned)]
-        if kinds[0] != kinds[1]:  # equal widths do not make their residual streams one space
-            found = f"{self.against} is a {kinds[0]} model, {self.model} a {kinds[1]} model"
-            raise Refused(found, "--against the model that it was trained from")
-        for warning in pair.warnings:
-            warn(warning)
-        say(self.quiet, f"reading {len(ids)} prompts in both models")
-        base, _ = load(self.against, self.dtype, self.device)
-        source |= {"against": self.against}
-        found = from_models(model, base, ids, place, source, self.seed)
-        norms = {d.layer: d.source["mean_norm"] for d in found if d.layer is not None}
-        return [*found, *mean_writes(pair, {"base": base, "tuned": model}, ids, place, source, norms)]
 
 
 def free(path: str) -> None:

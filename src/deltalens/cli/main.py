@@ -22,6 +22,7 @@ from deltalens.cli.measure import Measure
 from deltalens.cli.plan import PlanCommand
 from deltalens.cli.probe import Probe
 from deltalens.cli.report import Report
+from deltalens.cli.run import Run
 from deltalens.cli.steer import Steer
 from deltalens.cli.sweep import Sweep
 from deltalens.errors import DeltalensError, printable
@@ -49,6 +50,7 @@ _Command = (
     | Annotated[Edit, tyro.conf.subcommand("edit")]
     | Annotated[Sweep, tyro.conf.subcommand("sweep")]
     | Annotated[Eval, tyro.conf.subcommand("eval")]
+    | Annotated[Run, tyro.conf.subcommand("run")]
     | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[_Family, tyro.conf.subcommand("family", description="The embedded checkpoints.")]
 )
@@ -68,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
     except DeltalensError as problem:
         return _fail(problem.error, problem.fix, problem.exit_code)
     except KeyboardInterrupt:
-        resumes = isinstance(command, Measure | Demo | Eval | Probe | Steer | Sweep) and command.out is not None
+        resumes = isinstance(command, Measure | Run | Demo | Eval | Probe | Steer | Sweep) and command.out is not None
         err("\ninterrupted" + ("; repeat the command to go on where it stopped" if resumes else ""))
         return _INTERRUPTED
     except BrokenPipeError:  # the reader of our output left, as `| head` does

@@ -158,7 +158,9 @@ def step_of(exp: Path, name: str) -> Step:
 
 def why_missing(exp: Path, *names: str, said: str = "was not run") -> str:
     """Why a step is not there, as the experiment has recorded it under one of these names; else what is said."""
-    told = {one["step"]: one["error"] for one in read_exp(exp).get("missing", ())}
+    record = read_exp(exp)
+    told = {one["name"]: one["error"] for one in record.get("steps", ()) if one.get("error")}
+    told |= {one["step"]: one["error"] for one in record.get("missing", ())}
     return next((told[name] for name in names if name in told), f"step {names[0]} {said}")
 
 

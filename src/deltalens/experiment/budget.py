@@ -1,0 +1,279 @@
+"""What an experiment will cost, from headers and prompts alone, and what is left out to fit into given minutes.
+
+A pass is one forward over all items of the test split; a completion of all of them, free and forced, is counted in
+passes. Counts are those of the family, where they were checked; how long sets of cells and refined grids grow is not
+known before they run.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from math import ceil, log2
+from statistics import fmean
+from time import perf_counter
+from typing import Any
+
+from deltalens.checkpoint import plan as preflight
+from deltalens.checkpoint.pair import Pair
+from deltalens.errors import BadInput
+from deltalens.evaluate.prompts import encoded
+from deltalens.experiment.config import Config
+from deltalens.experiment.phases import Step
+from deltalens.experiment.steps import chat_of, tasks
+from deltalens.sweep.arms import CHOSEN_ON
+
+FLOPS_PER_CORE = 50e9
+"""Float32, forward passes on one server core; with the margin of `checkpoint.plan` .15 s for 200 chains of the family,
+as measured."""
+
+DECODING = 1.5
+"""How much longer a token takes to write than to read, in batches of 64."""
+
+NULLS = 6.0
+"""Context and default nulls in units of the delta pass."""
+
+_SAVES = 0.98  # what is left of the time where leaving something out is worth it
+
+LOADED = 500e6
+"""Bytes of Python with torch and transformers, as measured."""
+
+_SOME = 8  # prompts of each task whose length is looked at
+_LONGEST = 4096  # tokens of a completion where neither the user nor the task says
+
+_CONTROLS = 17
+"""Of an operating point on weights: ten drawn ones, other layers, the sibling, those that never decide."""
+
+DROPPED: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("without contrast", {"skip": ("contrast",)}),
+    ("without spectrum-behaviour", {"skip": ("spectrum-behaviour",)}),
+    ("without lox-reasoning", {"skip": ("lox-reasoning",)}),
+    ("edits are not asked what else they cost", {"ledger": False}),
+    ("the transition without single kinds and bands", {"parts": False}),
+    ("64 cells in the causal map", {"cells": 64}),
+    ("without KL", {"kl": False}),
+    ("three strengths of steering", {"alphas": (1.0, 2.0, 4.0)}),
+    ("without nulls of the spectra", {"nulls": "off"}),
+    ("16 cells in the causal map", {"cells": 16}),
+    ("without steer-down", {"skip": ("steer-down",)}),
+    ("without the causal map", {"skip": ("map",)}),
+    ("without negate", {"skip": ("negate",)}),
+    ("spectra without context", {"context": False, "nulls": "off"}),
+    ("50 items, too few for a causal verdict", {"n": 50}),
+    ("without steering", {"skip": ("steer-up",)}),
+    ("without transition", {"skip": ("transition",)}),
+)
+"""What goes first, in order, until the run fits: what no verdict rests on, then grids, then verdicts one by one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What one step takes.
+
+    Attributes:
+        passes: Forward passes over the items.
+        completions: How often all items are completed.
+        seconds: Estimate.
+        bytes: Memory, estimate.
+    """
+
+    passes: float
+    completions: float
+    seconds: float
+    bytes: float
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """The sizes that costs follow from.
+
+    Attributes:
+        parameters: Of the main tuned model.
+        layers: Of it.
+        rank: Of its widest matrix.
+        spectra: Seconds and bytes of the delta pass, by name of the pair.
+        tokens: Of a prompt.
+        longest: Tokens of a completion.
+        tasks: That eval asks.
+        per_pass: Seconds of one pass of 200 items.
+    """
+
+    parameters: int
+    layers: int
+    rank: int
+    spectra: dict[str, tuple[float, float]]
+    tokens: float
+    longest: int
+    tasks: int
+    per_pass: float
+
+
+def scale(config: Config) -> Scale:
+    """Measures an experiment by its headers and prompts.
+
+    Raises:
+        BadInput: A model cannot be opened.
+        Refused: Two sides are not comparable.
+    """
+    planned = {pair.name: preflight.plan(pair.base, pair.tuned) for pair in config.pairs}
+    main = Pair.open(config.main.base, config.main.tuned, headers_only=True)
+    elements = [info.elements for info in main.tuned.tensors.values()]
+    shapes = [row.shape for row in main.rows if row.name.layer is not None and len(row.shape) == 2]
+    tokens, longest, asked = 0.0, 0, []
+    try:
+        chat = chat_of(config.main.tuned)
+        asked = tasks(config, chat)
+        rows = [encoded(chat, item) for task in asked for item in task.items("test", _SOME, config.seeds[0])]
+        tokens, longest = fmean(map(len, rows)), max(config.max_tokens or task.max_tokens or _LONGEST for task in asked)
+    except BadInput:  # no format: only the weight side will run
+        pass
+    flops = 2.0 * sum(elements) * 200 * tokens
+    return Scale(
+        parameters=sum(elements),
+        layers=int(main.tuned.setting("num_hidden_layers") or 1),
+        rank=max(map(min, shapes), default=1),
+        spectra={name: (found.seconds, float(found.peak_memory_bytes)) for name, found in planned.items()},
+        tokens=tokens,
+        longest=longest,
+        tasks=len(asked),
+        per_pass=preflight.MARGIN * flops / (FLOPS_PER_CORE * preflight.cores()),
+    )
+
+
+def timed(config: Config, of: Scale) -> Scale:
+    """The same with a pass as it is on this machine: one batch of the main tuned model, after a first to warm up.
+
+    Raises:
+        BadInput: The model does not load.
+    """
+    from deltalens.evaluate.behaviour import p_think
+    from deltalens.evaluate.plan import plan
+    from deltalens.model.load import load
+
+    asked = plan([config.main.base, config.main.tuned], replace(config.asked, n=config.batch_size))
+    if asked.chat.think is None:
+        return of
+    model, _ = load(config.main.tuned, config.dtype, config.device)
+    prompts = asked.prompts[0]
+    p_think(model, prompts, config.batch_size)
+    began = perf_counter()
+    p_think(model, prompts, config.batch_size)
+    return replace(of, per_pass=(perf_counter() - began) * 200 / len(prompts.items))
+
+
+def cost(config: Config, of: Scale, step: Step, models: int) -> Cost:
+    """What a step takes.
+
+    Args:
+        config: The experiment.
+        of: From `scale` or `timed`.
+        step: Which.
+        models: That eval asks.
+    """
+    held = 4.0 * of.parameters
+    if step.name.startswith("pairs/"):
+        seconds, size = of.spectra[step.name.removeprefix("pairs/")]
+        times = 3.0 if config.context else 1.0
+        times += NULLS if config.context and "nulls" in step.uses and config.nulls != "off" else 0.0
+        return Cost(0.0, 0.0, 1.0 + seconds * times, size)
+    if step.name in ("stages", "atlas"):
+        read = sum(seconds for seconds, _ in of.spectra.values())
+        return Cost(0.0, 0.0, 1.0 + read, max(size for _, size in of.spectra.values()))
+    passes, completions = _COUNTS.get(step.name, _OTHERWISE)(config, of, models)
+    one = of.per_pass * config.n / 200
+    writing = 2.0 * DECODING * of.longest / max(of.tokens, 1.0) * len(config.seeds)
+    factor = 2.0 if config.kl or step.name in ("direction", "eval") else 1.0
+    vectors = held if step.phase == 3 else 0.0  # singular vectors and second moments
+    return Cost(passes, completions, one * (passes + writing * completions), LOADED + held * factor + held + vectors)
+
+
+_Count = Callable[[Config, Scale, int], tuple[float, float]]
+
+
+def _select(config: Config) -> float:
+    return min(1.0, CHOSEN_ON / config.n)
+
+
+def _point(config: Config) -> float:
+    """Passes of an operating point's controls."""
+    return _CONTROLS * (2.0 if config.kl else 1.0)
+
+
+def _steer(config: Config, of: Scale, _: int) -> tuple[float, float]:
+    strengths = len(config.alphas)
+    return 2.0 * strengths * of.layers * _select(config) + 2.0 * (strengths + 15), strengths + 3.0
+
+
+def _ranks(config: Config, of: Scale, curves: int) -> float:
+    """Passes of curves over ranks, on both splits, with controls."""
+    points = ceil(log2(max(of.rank, 2))) + 1
+    return curves * (points * (_select(config) + (2.0 if config.kl else 1.0)) + _point(config))
+
+
+def _negate(config: Config, of: Scale, _: int) -> tuple[float, float]:
+    arms = 2.0 + 2.0 * (3 + min(of.layers, 6) + 1)
+    return _ranks(config, of, 3) + (min(of.layers, 6) + 1) * 12, arms * (of.tasks if config.ledger else 1)
+
+
+_COUNTS: dict[str, _Count] = {
+    "eval": lambda c, s, models: (3.0 * models * s.tasks, float(models * s.tasks)),
+    "direction": lambda c, s, m: (1.0, 0.0),
+    "refusal": lambda c, s, m: (1.0, 0.0),
+    "probe": lambda c, s, m: (2.0, 0.0),
+    "steer-up": _steer,
+    "steer-down": _steer,
+    "transition": lambda c, s, m: (20.0 * (2 + (12 if c.parts else 0) + (2 if c.kl else 1)), 12.0),
+    "rank": lambda c, s, m: (_ranks(c, s, 3), 14.0),
+    "negate": _negate,
+    "specific": lambda c, s, m: (_point(c) + 4.0 * len(c.pairs), 3.0 + len(c.pairs)),
+    "map": lambda c, s, m: (c.cells * (1 + _select(c) + (1 if c.kl else 0)) + c.cells + 4 * _point(c), 10.0),
+}
+_OTHERWISE: _Count = lambda c, s, m: (_ranks(c, s, 5), 20.0)  # noqa: E731
+
+
+def fitted(config: Config, of: Scale, steps: Sequence[Step], models: int) -> tuple[Config, list[str]]:
+    """The experiment within its minutes, and what was left out for that, in words.
+
+    Args:
+        config: The experiment; with `minutes` 0 it stays as it is.
+        of: From `scale` or `timed`.
+        steps: All its steps.
+        models: That eval asks.
+
+    Raises:
+        BadInput: Not even the least of it fits.
+    """
+    if not config.minutes:
+        return config, []
+
+    def minutes(changed: Config) -> float:
+        running = (step for step in steps if step.absent is None and step.name not in changed.skip)
+        return sum(cost(changed, of, step, models).seconds for step in running) / 60
+
+    dropped: list[str] = []
+    now, takes = config, minutes(config)
+    for words, change in DROPPED:
+        if takes <= config.minutes:
+            break
+        changed = _changed(now, change)
+        shorter = minutes(changed)
+        if shorter < _SAVES * takes:
+            now, takes = changed, shorter
+            dropped.append(words)
+    if takes > config.minutes:
+        raise BadInput(
+            f"{config.minutes:g} minutes are not enough: the least of this experiment takes about {takes:.1f}",
+            f"--minutes {ceil(takes)}, or a smaller model",
+        )
+    return now, dropped
+
+
+def _changed(config: Config, change: dict[str, Any]) -> Config:
+    """A configuration with one line of `DROPPED`; nothing grows by it."""
+    given = dict(change)
+    if "skip" in given:
+        given["skip"] = tuple(dict.fromkeys((*config.skip, *given["skip"])))
+    for name in ("n", "cells"):
+        if name in given:
+            given[name] = min(given[name], getattr(config, name))
+    if "alphas" in given and len(given["alphas"]) >= len(config.alphas):
+        del given["alphas"]
+    return replace(config, **given)
