@@ -225,14 +225,25 @@ def _causal(exp: Path) -> _Said:
 
 
 def _sufficient(exp: Path) -> _Said:
-    swept = [("rank", PUT), ("map", SMALLEST.format("put in")), ("specific", MAIN)]
     rule = lambda share, _: enough(share)  # noqa: E731
-    return _first([lambda name=name, curve=curve: _put_in(step_of(exp, name), curve, rule) for name, curve in swept])
+
+    def put(name: str, curve: str) -> _Said:
+        return _put_in(step_of(exp, name), curve, rule)
+
+    cells = lambda: _of_cells(put("map", SMALLEST.format("put in")))  # noqa: E731
+    return _first([lambda: put("rank", PUT), cells, lambda: put("specific", MAIN)])
 
 
 def _necessary(exp: Path) -> _Said:
-    swept = [("rank", OUT), ("map", SMALLEST.format("leave out"))]
-    return _first([lambda name=name, curve=curve: _left_out(step_of(exp, name), curve) for name, curve in swept])
+    cells = lambda: _of_cells(_left_out(step_of(exp, "map"), SMALLEST.format("leave out")))  # noqa: E731
+    return _first([lambda: _left_out(step_of(exp, "rank"), OUT), cells])
+
+
+def _of_cells(said: _Said) -> _Said:
+    """A set of cells that is not enough says nothing against Δ: the set holds no more than the budget ran."""
+    if said.verdict.word != CONTRADICTED:
+        return said
+    return _Said(Verdict(UNDECIDED, f"the cells that were run: {said.verdict.why}"), said.numbers)
 
 
 def _choice(exp: Path) -> _Said:
