@@ -57,7 +57,7 @@ picture: demo
 	runs/directions.sh directions-out
 	$(BIN)/deltalens report directions-out/probe --out directions-out/probe.html
 	$(BIN)/deltalens report directions-out/steer --out directions-out/steer.html
-	$(SHOOT) --window-size=1280,1240 --screenshot=docs/demo.png $(PAGE)/demo-out/report.html
+	$(SHOOT) --window-size=1280,900 --screenshot=docs/demo.png $(PAGE)/demo-out/report.html
 	$(SHOOT) --window-size=1280,1560 --screenshot=docs/probe.png $(PAGE)/directions-out/probe.html
 	$(SHOOT) --window-size=1280,1700 --screenshot=docs/steer.png $(PAGE)/directions-out/steer.html
 
