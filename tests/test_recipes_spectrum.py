@@ -13,6 +13,7 @@ from planted_pair import LAYER, save_planted
 from safetensors.numpy import load_file
 
 from deltalens.checkpoint.source import resolve
+from deltalens.edit.form import Triples
 from deltalens.edit.swap import named
 from deltalens.errors import Refused
 from deltalens.evaluate.plan import Settings
@@ -21,9 +22,10 @@ from deltalens.methods import lox_reasoning as lox
 from deltalens.methods import spectrum_behaviour as spectrum
 from deltalens.model.load import load
 from deltalens.store.experiment import Experiment
-from deltalens.sweep import bench, controls
+from deltalens.sweep import bench, controls, pair
 from deltalens.sweep.curves import Swept, sweep
 from deltalens.sweep.pair import Pairing, opened, pairing
+from deltalens.sweep.spectrum import Spectrum, energy, ranks, spectra
 from deltalens.sweep.verdicts import LEVEL
 
 PAIR, FURTHER = ("family:instruct", "family:reasoning"), "family:reasoning-rl"
@@ -33,15 +35,15 @@ MATRIX = "model.layers.1.mlp.up_proj.weight"
 
 @pytest.fixture(scope="module", autouse=True)
 def quick() -> Iterator[pytest.MonkeyPatch]:
-    """One control of each kind, and only the probability that is asked for: no recipe has a say in either."""
+    """One control of each kind, and few items to choose on: no recipe has a say in how many."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pair, "CHOSEN_ON", 20)
         patch.setattr(controls, "SEEDS", 1)
         patch.setattr(controls, "_SHIFTS", 1)
-        patch.setattr(bench, "p_skip", lambda _, on, size: [None] * len(on.items))
         yield patch
 
 
-def full(of: Sequence[spectrum.Spectrum]) -> float:
+def full(of: Sequence[Spectrum]) -> float:
     return float(max(s.full for s in of))
 
 
@@ -227,7 +229,7 @@ def test_few_items_decide_nothing() -> None:
 def test_fused_projections_go_in_together(tmp_path: Path) -> None:
     asked = local_pairing(save_pair(tmp_path, "gpt_neox"))
     kept: dict[Any, Any] = {}
-    of = spectrum.spectra(asked, kept)
+    of = spectra(asked, kept)
     chosen = spectrum.selections(of)
     assert list(chosen) == ["attention", "mlp", "q_proj+k_proj+v_proj", "o_proj", "up_proj", "down_proj"]
     assert chosen["attention"] == KINDS[:4] and chosen["mlp"] == ("up_proj", "down_proj")
@@ -235,13 +237,18 @@ def test_fused_projections_go_in_together(tmp_path: Path) -> None:
         assert opened(asked, {"operator": "truncate", "rank": 1, "kinds": list(kinds)}, kept).steps
 
 
-def test_fewer_triples_hold_the_same_energies(tmp_path: Path) -> None:
-    asked = local_pairing(save_pair(tmp_path, "qwen2"))
-    every, few = spectrum.spectra(asked, {}), spectrum.spectra(asked, {}, 8)
-    assert {s.left.shape[1] for s in few} == {8} < {s.left.shape[1] for s in every} | {8}
-    assert spectrum.ranks(every) == (1, 2, 4, 8, 16, 32) and spectrum.ranks(few, most=8) == (1, 2, 4, 8, 32)
-    for k in (1.0, 4.0, 8.0, 32.0):
-        assert spectrum.energy(few, k) == pytest.approx(spectrum.energy(every, k), rel=1e-9)
+def test_spectra_are_those_of_numpy_and_keep_the_vectors_that_are_swept() -> None:
+    own, asked = linear(delta(PAIR[1])), pairing(*PAIR, Settings(n=4))
+    every: dict[Any, Triples] = {}
+    few: dict[Any, Triples] = {}
+    of, short = spectra(asked, every), spectra(asked, few, 8)
+    assert len(of) == len(own) == 28 and {s.full for s in of} == {64, 128}
+    assert {t.left.shape[1] for t in every.values()} == {33, 65} and {t.left.shape[1] for t in few.values()} == {9}
+    assert ranks(of) == (1, 2, 4, 8, 16, 32, 64, 128) and ranks(short, most=8) == (1, 2, 4, 8, 128)
+    sigma = [np.linalg.svd(d, compute_uv=False) for d in own.values()]
+    for k in (1.0, 8.0, 64.0, 128.0):
+        assert energy(of, k) == pytest.approx(sum(np.sum(s[: int(k)] ** 2) for s in sigma), rel=1e-6)
+        assert k == 64 or energy(short, k) == pytest.approx(energy(of, k), rel=1e-9)
 
 
 # Direct pairs

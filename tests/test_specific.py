@@ -30,12 +30,14 @@ def row(low: float, high: float) -> dict[str, Any]:
         ({"sibling": [row(0.3, 0.4)], "safety": [row(-0.04, 0.04)]}, "contradicted"),
         ({"sibling": [row(0.3, 0.4)], "rl": [row(-0.04, 0.04)]}, "undecided"),  # another reasoning tune may do as much
         ({"sibling": [row(0.3, 0.4), row(-0.2, 0.2)], "safety": [row(0.3, 0.4)]}, "undecided"),
-        ({"sibling": [{"value": 0.3, "low": None, "high": None}]}, "undecided"),
         ({}, "undecided"),
     ],
 )
 def test_specific_by_the_rule(found: dict[str, list[dict[str, Any]]], said: str) -> None:
-    assert judge(found).word == said
+    share = row(0.8, 0.9) | {"n": 200, "method": ""}
+    assert judge(found, share).word == said
+    assert judge(found, share | {"n": 199}).word == "undecided"
+    assert judge(found, share | {"low": None, "method": "the sides do not differ"}).word == "undecided"
 
 
 def test_another_delta_is_as_long_on_the_inputs_of_the_base() -> None:
@@ -65,7 +67,10 @@ def test_the_pair_itself_in_its_own_place_is_no_other_and_a_safety_tune_is() -> 
     rows = {r["arm"]: r for r in found.summary if r["metric"] == "specific"}
     assert abs(rows["Δ_k of itself"]["value"]) < 1e-5
     assert rows["Δ_k of safe"]["low"] > 0.5
-    assert rows["pair"]["method"].startswith("contradicted: the sibling delta does as much")
+    assert rows["pair"]["method"] == "undecided: 60 items, 200 are needed"
+    share = next(r for r in found.drawn[MAIN].rows if r["metric"] == "fraction") | {"n": 200}
+    said = judge({"sibling": [rows["Δ_k of itself"]], "safety": [rows["Δ_k of safe"]]}, share)
+    assert said.text.startswith("contradicted: the sibling delta does as much")
     assert found.drawn[MAIN].point.values("p_think") == pytest.approx(
         found.drawn["Δ_k of itself"].point.values("p_think"), abs=1e-5
     )

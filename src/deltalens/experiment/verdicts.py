@@ -24,7 +24,6 @@ from deltalens.store.files import write_json
 from deltalens.sweep.arms import effect_minus_largest_control
 from deltalens.sweep.verdicts import (
     CONTRADICTED,
-    ITEMS,
     LEVEL,
     SUPPORTED,
     UNDECIDED,
@@ -269,9 +268,7 @@ def _specific(exp: Path) -> _Said:
         if row is not None:
             by_role.setdefault(role, []).append(row)
             numbers.append(_number(f"the pair's effect − that of {name} ({role})", row, step.name, row["arm"]))
-    if share["low"] is None or share["n"] < ITEMS:  # no causal verdict without F
-        return _Said(Verdict(UNDECIDED, enough(share).why), tuple(numbers))
-    return _Said(judge(by_role), tuple(numbers))
+    return _Said(judge(by_role, share), tuple(numbers))
 
 
 def _distinct(exp: Path) -> _Said:

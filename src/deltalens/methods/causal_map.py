@@ -17,6 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
+from deltalens.checkpoint.pair import Row as Tensor
+from deltalens.edit.ranks import spikes
 from deltalens.evaluate.scores import Row
 from deltalens.methods.causal_rows import agreement, judged, of_cells, of_sets, shift, table
 from deltalens.methods.cells import PUT_IN, STARTS, Cell, Edits, Tried, cells
@@ -114,7 +116,7 @@ def causal_map(
 
 
 def _ranked(at: Bench, edits: Edits) -> list[Tried]:
-    """Every cell in both directions by the size of its first-order effect; three parts, the model run at either end."""
+    """Every cell in both directions by the size of its first-order effect; the model is run at either end."""
     asked = at.pairing
 
     def part(what: str, *more: str, work: Callable[[], Row]) -> Row:
@@ -132,7 +134,10 @@ def _ranked(at: Bench, edits: Edits) -> list[Tried]:
             found[cell.name] = along(slope, changes), float(np.linalg.norm([c.size for c in changes]))
         return found
 
-    found = part("cells of Δ", work=lambda: {"cells": [cell.record for cell in cells(asked)]})["cells"]
+    def counted(row: Tensor) -> int:  # of a large model minutes each
+        return part(f"spikes of {row.name.name}", work=lambda: {"spikes": spikes(row)})["spikes"]
+
+    found = part("cells of Δ", work=lambda: {"cells": [cell.record for cell in cells(asked, counted)]})["cells"]
     known = [Cell(**record) for record in found]
     ranked = []
     for direction, point in zip(STARTS, ends(asked), strict=True):

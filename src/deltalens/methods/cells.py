@@ -9,15 +9,15 @@ r is the number of spikes of the matrix, 1 where it has none; of several matrice
 tensor that differs is in exactly one layer and kind, so that all cells together are Δ.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cache
 from typing import Any
 
 import numpy as np
 
 from deltalens.checkpoint.names import LINEAR
 from deltalens.checkpoint.pair import Row as Tensor
+from deltalens.edit.edit import from_record
 from deltalens.edit.form import Triples
 from deltalens.edit.plan import Plan
 from deltalens.edit.ranks import spikes
@@ -27,7 +27,7 @@ from deltalens.errors import Refused
 from deltalens.evaluate.scores import Row
 from deltalens.sweep.arms import Arm
 from deltalens.sweep.bench import BASE, TUNED, Point
-from deltalens.sweep.controls import Control, changes_of, controls, points
+from deltalens.sweep.controls import Control, Tensors, changes_of, controls, points
 from deltalens.sweep.pair import Pairing, opened
 
 PUT_IN, LEAVE_OUT = "put in", "leave out"
@@ -125,26 +125,14 @@ class Edits:
     Attributes:
         asked: The pair.
         kept: Singular triples, found once for all of them.
-        plans: Those opened so far; opening reads the headers of both sides.
     """
 
     asked: Pairing
     kept: dict[tuple[str, ...], Triples] = field(default_factory=dict)
-    plans: dict[tuple[str, tuple[Cell, ...]], Plan] = field(default_factory=dict)
-
-    @property
-    def base(self) -> Plan:
-        """The base itself."""
-        if ("", ()) not in self.plans:
-            self.plans["", ()] = opened(self.asked, {"operator": "interpolate", "strength": 0.0})
-        return self.plans["", ()]
 
     def plan(self, of: Sequence[Cell], direction: str) -> Plan:
-        """Cells put in together, or left out together."""
-        key = direction, tuple(of)
-        if key not in self.plans:
-            self.plans[key] = opened(self.asked, operations(of, direction), self.kept)
-        return self.plans[key]
+        """Cells put in together, or left out together; reads the headers of both sides, and is not kept."""
+        return opened(self.asked, operations(of, direction), self.kept)
 
     def one(self, tried: Tried) -> Point:
         """A cell by itself."""
@@ -161,24 +149,29 @@ class Edits:
         return self._point(f"{direction} the first {len(of)} cells", parts, direction, what, norm)
 
     def _point(self, name: str, of: Sequence[Cell], direction: str, what: Row, norm: float) -> Point:
-        plan = self.plan(of, direction)
-        arm = Arm(name, "edit", {**plan.edit.record, **what, "direction": direction}, norm_delta=norm)
-        return Point(arm, float(len(of)), lambda model: swap(model, plan, side="tuned"))
+        edit = from_record({"base": self.asked.base, "tuned": self.asked.tuned, "edit": operations(of, direction)})
+        arm = Arm(name, "edit", {**edit.record, **what, "direction": direction}, norm_delta=norm)
+        return Point(arm, float(len(of)), lambda model: swap(model, self.plan(of, direction), side="tuned"))
 
     def control(self, tried: Tried) -> Point:
         """One random U of the length of a cell, drawn when it is run."""
-        plan, side = self.plan([tried.cell], tried.direction), STARTS[tried.direction]
+        side = STARTS[tried.direction]
 
-        @cache
-        def drawn() -> Control:
-            return next(c for c in controls(plan, side) if c.kind == "random U")
+        def made() -> Tensors:
+            drawn = controls(self.plan([tried.cell], tried.direction), side)
+            return next(c for c in drawn if c.kind == "random U").made()
 
-        control = Control("random U", 0, True, lambda: drawn().made(), None, tried.norm)
-        return points(self.one(tried), [control], self.base if side == BASE else None)[0]
+        control = Control("random U", 0, True, made, None, tried.norm)
+        start = opened(self.asked, {"operator": "interpolate", "strength": 0.0}) if side == BASE else None
+        return points(self.one(tried), [control], start)[0]
 
 
-def cells(asked: Pairing) -> list[Cell]:
+def cells(asked: Pairing, count: Callable[[Tensor], int] = spikes) -> list[Cell]:
     """Every cell of a pair, in the order of its tensors; reads both sides once, and again to count spikes.
+
+    Args:
+        asked: The pair.
+        count: The spikes of a matrix.
 
     Raises:
         BadInput: A tensor holds NaN or Inf.
@@ -193,7 +186,7 @@ def cells(asked: Pairing) -> list[Cell]:
     for (layer, kind), rows in places.items():
         rank = None
         if layer is not None and all(len(row.shape) == 2 for row in rows):  # a stack of experts has no spikes
-            rank = max(1, *(spikes(row) for row in rows))
+            rank = max(1, *map(count, rows))
         if rank is None or rank >= max(min(row.shape) for row in rows):
             found.append(Cell(layer, kind, WHOLE, None))
         else:

@@ -22,13 +22,13 @@ from pathlib import Path
 from deltalens.edit.form import Triples
 from deltalens.edit.select import editable
 from deltalens.evaluate.scores import Row
-from deltalens.methods.spectrum_behaviour import along_ranks, energies, ranks, spectra
 from deltalens.store.engine import Progress, Task, run_tasks
 from deltalens.store.parts import Part, finished_part, part_key
 from deltalens.sweep.bench import Bench, bench
 from deltalens.sweep.curves import Swept, sweep, write
 from deltalens.sweep.matched import Matched
 from deltalens.sweep.pair import Pairing, opened
+from deltalens.sweep.spectrum import along_ranks, energies, ranks, spectra
 from deltalens.sweep.verdicts import CONTRADICTED, SUPPORTED, UNDECIDED, Verdict
 
 VERSION = 1

@@ -7,26 +7,24 @@ and, of what is put in, the last k triples stretched to the length of Δ_k.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from deltalens.checkpoint.pair import Row as Tensor
 from deltalens.edit.form import Form, Triples, triples
-from deltalens.edit.plan import Plan as Opened
-from deltalens.edit.tensors import changes
-from deltalens.errors import Refused
 from deltalens.evaluate.scores import OUTCOMES, Row, mean, rate, summarise
 from deltalens.statistics import CLUSTERS
 from deltalens.store.engine import Progress
 from deltalens.store.experiment import write_results, write_summary
 from deltalens.store.results import SELECT
-from deltalens.sweep.bench import BASE, TUNED, Bench, Found, Point, bench, edited, generate
+from deltalens.sweep.bench import BASE, TUNED, Bench, Found, Point, bench, generate
 from deltalens.sweep.controls import Control, points
 from deltalens.sweep.curves import Curve, Swept, sweep
 from deltalens.sweep.matched import Matched
 from deltalens.sweep.pair import Pairing, opened
+from deltalens.sweep.spectrum import Spectrum, along_ranks, energy, ranks, spectra
 
 VERSION = 2
 """Raised whenever a row could change for the same input; stored parts of another version are redone."""
@@ -77,7 +75,7 @@ def functional_rank(
 ) -> FunctionalRank:
     """Puts Δ_k into the base, raw and stretched, and takes it out of the tuned model, over k = 1, 2, 4, … and full.
 
-    Singular vectors up to the largest k below full are held in memory: at least half of them all.
+    Holds half of the singular vectors of the seven kinds in float64.
 
     Args:
         asked: From `sweep.pair.pairing`.
@@ -92,97 +90,70 @@ def functional_rank(
             else.
     """
     kept: dict[tuple[str, ...], Triples] = {}
-    spectra = _spectra(asked, kept)
-    q = max((t.rank for t in spectra), default=0)
-    if q == 0:
-        raise Refused(f"{asked.base} and {asked.tuned} do not differ in any matrix of the seven linear kinds")
-    ranks: dict[float, Rank] = {float(k): k for k in _below(q)} | {float(q): "full"}
-    sizes = {x: _energy(spectra, int(x)) for x in ranks}  # ‖Δ_k‖²
-    energies = {k: sizes[x] / sizes[q] for x, k in ranks.items()}
-
+    of = spectra(asked, kept)
     with bench(asked, {"recipe": "rank", "version": VERSION}, out, progress, command, kl) as at:
-        matched = Matched(at)
-
-        def curve(name: str, start: str, xs: Sequence[float], *asks: str) -> Curve:
-            def plan(x: float) -> Opened:
-                strength = (sizes[q] / sizes[x]) ** 0.5 if name == WIDE else 1.0
-                operator = "revert" if name == OUT else "truncate"
-                return opened(asked, {"operator": operator, "rank": ranks[x], "strength": strength}, kept)
-
-            def make(x: float) -> Point:
-                length = sizes[q if name == WIDE else x] ** 0.5
-                return edited(name.replace("_k", f"_{ranks[x]}"), "edit", plan(x), x, length)
-
-            def controls(point: Point) -> list[Point]:
-                x = _place(point)
-                tail = [_bottom(asked, spectra, point)] if name == PUT and x < q else []
-                return [*matched.points(point, plan(x)), *tail]
-
-            return Curve(name, start, tuple(xs), make, controls, ("causal", *asks))
-
-        swept = sweep(
-            at,
-            [
-                curve(PUT, BASE, [*ranks], "sufficient"),
-                curve(WIDE, BASE, [*ranks][:-1], "sufficient"),
-                curve(OUT, TUNED, [*ranks], "necessary", "choice"),
-            ],
-        )
+        swept = sweep(at, _curves(at, of, kept))
         one = swept.drawn[PUT]
-        inside, told = _inside(at, {0: swept.base, **{ranks[_place(f.point)]: f for f in one.found}}, swept.tuned)
-        least = next((k for k, both in inside.items() if all(both)), None)
-        point = ranks[_place(one.point.point)]
-        shown = [f for c in swept.drawn.values() for f in c.found if ranks[_place(f.point)] in (1, point, least)]
+        named: dict[float, Rank] = {0.0: 0} | {x: int(x) for x in one.xs} | {one.xs[-1]: "full"}
+        inside, told = _inside(at, [swept.base, *one.found], swept.tuned)
+        least = next((x for x, both in inside.items() if all(both)), None)
+        point = _place(one.point.point)
+        shown = [f for c in swept.drawn.values() for f in c.found if _place(f.point) in (1.0, point, least)]
         told |= {f.name: f for f in generate(at, shown)}
         arms, rows, summary = _retold(swept, told)
-        labels = {"task": asked.prompts.task.name, "group": "", "n": len(asked.prompts.items)}
-        summary += [labels | row for row in _ranks(inside, asked.metric, q, len(asked.prompts.items))]
+        summary += _ranks(asked, inside, one.xs[-1])
+        whole = energy(of, one.xs[-1])
+        held = {"metric": "energy", "method": "Σ‖Δ_k‖²/Σ‖Δ‖² of the seven linear kinds"}
+        energies = {named[x]: energy(of, x) / whole for x in one.xs}
         summary += [
-            labels | {"arm": f.name, "metric": "energy", "value": energies[ranks[_place(f.point)]], "method": _ENERGY}
-            for f in one.found
+            _labels(asked) | held | {"arm": f.name, "value": e}
+            for f, e in zip(one.found, energies.values(), strict=True)
         ]
         if out is not None:
             write_results(out, "rank", rows)
             write_summary(out, arms, summary)
-    return FunctionalRank(rows, arms, summary, energies, inside, least, point)
+    return FunctionalRank(
+        rows=rows,
+        arms=arms,
+        summary=summary,
+        energies=energies,
+        inside={named[x]: both for x, both in inside.items()},
+        least=None if least is None else named[least],
+        point=named[point],
+    )
 
 
-_ENERGY = "Σ‖Δ_k‖²/Σ‖Δ‖² of the seven linear kinds"
+def _curves(at: Bench, of: Sequence[Spectrum], kept: dict[tuple[str, ...], Triples]) -> list[Curve]:
+    """What is put in, the same stretched, and what is taken out."""
+    asked, matched, xs = at.pairing, Matched(at), ranks(of)
+    put = along_ranks(asked, kept, PUT, of, xs, ("causal", "sufficient"), matched)
 
+    def controls(point: Point) -> list[Point]:
+        return [*put.controls(point), *([_bottom(asked, of, point)] if _place(point) < xs[-1] else [])]
 
-def _below(q: int) -> list[int]:
-    return [2**i for i in range(q.bit_length()) if 2**i < q]
-
-
-def _spectra(asked: Pairing, kept: dict[tuple[str, ...], Triples]) -> list[Triples]:
-    """All singular values of every matrix, and as many vectors as the largest k below its own full rank needs."""
-    whole = opened(asked, {"operator": "truncate", "rank": "full"})
-    for k in reversed(_below(max((min(row.shape) for row, _ in changes(whole)), default=0))):
-        for _ in changes(opened(asked, {"operator": "truncate", "rank": k}, kept)):
-            pass  # what is decomposed on the way is kept
-    return list(kept.values())
-
-
-def _energy(spectra: Sequence[Triples], k: int) -> float:
-    return float(sum(np.sum(t.sigma[:k] ** 2) for t in spectra))
+    out = along_ranks(asked, kept, OUT, of, xs, ("causal", "necessary", "choice"), matched, out=True)
+    if len(xs) == 1:  # an adapter of rank 1 has nothing to stretch
+        return [replace(put, controls=controls), out]
+    wide = along_ranks(asked, kept, WIDE, of, xs[:-1], ("causal", "sufficient"), matched, stretched=True)
+    return [replace(put, controls=controls), wide, out]
 
 
 def _inside(
-    at: Bench, scored: Mapping[Rank, Found], tuned: Found
-) -> tuple[dict[Rank, tuple[bool, bool | None]], dict[str, Found]]:
+    at: Bench, scored: Sequence[Found], tuned: Found
+) -> tuple[dict[float, tuple[bool, bool | None]], dict[str, Found]]:
     """Which ranks lie in the tuned model's intervals; upwards, generating while there is something to find."""
     metric = at.pairing.metric
     thinking, accuracy = mean(tuned.values(metric)), rate(_correct(tuned))
-    inside: dict[Rank, tuple[bool, bool | None]] = {}
+    inside: dict[float, tuple[bool, bool | None]] = {}
     told: dict[str, Found] = {}
-    for k, found in scored.items():
+    for found in scored:
         thinks, right = _within(mean(found.values(metric)), thinking), None
-        answered, both = (any(test(pair) for pair in inside.values()) for test in (lambda p: p[1], all))
+        answered, both = any(right for _, right in inside.values()), any(all(pair) for pair in inside.values())
         if not answered or (thinks and not both):
             (made,) = generate(at, [found])
             told[made.name] = made
             right = _within(rate(_correct(made)), accuracy)
-        inside[k] = (thinks, right)
+        inside[_place(found.point)] = (thinks, right)
     return inside, told
 
 
@@ -201,44 +172,49 @@ def _retold(swept: Swept, told: Mapping[str, Found]) -> tuple[list[Row], list[Ro
     return [f.point.arm.row for f in arms], rows, summary
 
 
-def _ranks(inside: Mapping[Rank, tuple[bool, bool | None]], metric: str, full: int, n: int) -> list[Row]:
+def _ranks(asked: Pairing, inside: Mapping[float, tuple[bool, bool | None]], full: float) -> list[Row]:
     """The functional rank by each measure and by both, as rows of a summary."""
-    tests = {f"functional_rank_{metric}": lambda p: p[0], "functional_rank_accuracy": lambda p: p[1]}
+    n = len(asked.prompts.items)
+    tests = {f"functional_rank_{asked.metric}": lambda p: p[0], "functional_rank_accuracy": lambda p: p[1]}
     tests["functional_rank"] = all
     found = []
     for name, test in tests.items():
-        least = next((k for k, pair in inside.items() if test(pair)), None)
+        least = next((x for x, pair in inside.items() if test(pair)), None)
         rule = "least k within the tuned model's interval"
         if least is None:
             rule = "not even Δ_full is within the tuned model's"
         if n < CLUSTERS and name != "functional_rank_accuracy":
             rule = f"n < {CLUSTERS}: no interval"
-        found.append({"arm": PUT, "metric": name, "value": full if least == "full" else least, "method": rule})
+        found.append(
+            _labels(asked)
+            | {"arm": PUT, "metric": name, "value": None if least is None else int(least), "method": rule}
+        )
     return found
+
+
+def _labels(asked: Pairing) -> Row:
+    return {"task": asked.prompts.task.name, "group": "", "n": len(asked.prompts.items)}
 
 
 def _within(found: Row, interval: Row) -> bool:
     return interval["low"] is not None and interval["low"] <= found["value"] <= interval["high"]
 
 
-def _bottom(asked: Pairing, spectra: Sequence[Triples], of: Point) -> Point:
+def _bottom(asked: Pairing, of: Sequence[Spectrum], top: Point) -> Point:
     """The last k triples of each matrix at the length of its first k; a matrix that has no others stays at base."""
-    whole = opened(asked, {"operator": "truncate", "rank": "full"})
-    k = int(_place(of))
+    start, k = opened(asked, {"operator": "interpolate", "strength": 0.0}), int(_place(top))
+    some = [s for s in of if s.full > k]
 
     def made() -> Iterator[tuple[Tensor, Form]]:  # last vectors are not kept, but found one matrix at a time
-        for row, _ in changes(whole):
-            base = whole.of("base", row)
-            delta = whole.of("tuned", row) - base
-            t = triples(delta, min(delta.shape))
-            if t.rank > k:
-                last = slice(max(k, t.rank - k), t.rank)
-                sigma = t.sigma[last] * np.linalg.norm(t.sigma[:k]) / np.linalg.norm(t.sigma[last])
-                yield row, base + Form.product(t.left[:, last] * sigma, t.right[:, last].T)
+        for s in some:
+            base = start.of("base", s.row)
+            t = triples(start.of("tuned", s.row) - base, s.full)
+            last = slice(max(k, t.rank - k), t.rank)
+            sigma = t.sigma[last] * np.linalg.norm(t.sigma[:k]) / np.linalg.norm(t.sigma[last])
+            yield s.row, base + Form.product(t.left[:, last] * sigma, t.right[:, last].T)
 
-    length = _energy([t for t in spectra if t.rank > k], k) ** 0.5
-    start = opened(asked, {"operator": "interpolate", "strength": 0.0})
-    return points(of, [Control("bottom", None, True, made, None, length)], start)[0]
+    control = Control("bottom", None, True, made, None, energy(some, _place(top)) ** 0.5)
+    return points(top, [control], start)[0]
 
 
 def _correct(found: Found) -> list[list[bool]]:

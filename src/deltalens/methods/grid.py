@@ -16,7 +16,7 @@ from itertools import product
 from typing import Any
 
 from deltalens.checkpoint.header import one_line
-from deltalens.edit.edit import Edit, Operation, from_record
+from deltalens.edit.edit import Edit, Operation, as_float, from_record
 from deltalens.errors import BadInput
 
 LEGEND = (
@@ -47,12 +47,14 @@ def read_grid(lines: Sequence[str], record: Mapping[str, Any]) -> dict[Field, li
         asked = [record.get("grid", {}), *(tomllib.loads(line) for line in lines)]
     except ValueError as problem:
         raise BadInput(f"--grid is not TOML ({one_line(problem)})", _FIX) from None
+    if not isinstance(asked[0], dict):
+        raise BadInput("grid of the edit file is no table", f"[grid] and below it {_FIX}")
     steps, known = len(record.get("edit", ())), [f.name for f in fields(Operation)]
     found: dict[Field, list[Any]] = {}
     for key, value in (pair for table in asked for pair in table.items()):
         inner = value if isinstance(value, dict) else {key: value}
         number = key if isinstance(value, dict) else "1"
-        if not number.isdigit() or not 1 <= int(number) <= steps:
+        if not number.isdecimal() or not 1 <= int(number) <= steps:
             raise BadInput(f"the grid names operation {number}, the edit has {steps}", _FIX)
         for name, values in inner.items():
             if name not in known or not isinstance(values, list) or not values:
@@ -101,18 +103,18 @@ def edits(edit: Edit, varied: Mapping[Field, list[Any]], adaptive: bool = False)
     found = []
     for values in combinations:
         fixed = dict(zip(others, values, strict=True))
+        one = _with(edit, fixed)
         words = [f"{_label(f)} = {json.dumps(v, ensure_ascii=False)}" for f, v in fixed.items()]
         name = ", ".join([*(operation.operator for operation in edit.operations), *words])
-        one = _with(edit, fixed)
         if along is None:
             found.append(Along(name, (one.operations[0].strength,), lambda _, one=one: one))
             continue
-        xs = tuple(dict.fromkeys(float(x) for x in varied[along] if x or along[1] == "rank"))
+        xs = tuple(dict.fromkeys(as_float(x) for x in varied[along] if x or along[1] == "rank"))
         if not xs:
             raise BadInput(f"{_label(along)} is only varied over 0, where nothing is edited", _FIX)
         for x in xs:
             _at(one, along, x)  # or a value that its field cannot take would be found when the sweep has begun
-        found.append(Along(name, xs, partial(_at, one, along), adaptive and len(xs) > 1))
+        found.append(Along(name, xs, partial(_at, one, along), adaptive))
     return found
 
 
@@ -124,7 +126,7 @@ def _with(edit: Edit, fixed: Mapping[Field, Any]) -> Edit:
 
 
 def _at(edit: Edit, along: Field, x: float) -> Edit:
-    return _with(edit, {along: int(x) if along[1] == "rank" and x.is_integer() else x})
+    return _with(edit, {along: int(x) if along[1] == "rank" and x == int(x) else x})
 
 
 def _numeric(values: Sequence[Any]) -> bool:

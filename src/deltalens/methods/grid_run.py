@@ -1,10 +1,15 @@
 """A sweep of one edit file over a grid: carried out."""
 
-from collections.abc import Callable, Mapping
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from deltalens.checkpoint.identity import identity
+from deltalens.checkpoint.source import open_checkpoint
+from deltalens.direction.bank import split_reference
+from deltalens.edit.adapter import CONFIG, WEIGHTS, is_adapter
 from deltalens.edit.edit import Edit
 from deltalens.edit.form import Triples
 from deltalens.edit.plan import Plan, plan
@@ -55,14 +60,23 @@ def grid(
         "adaptive": adaptive,
     }
     described = edits(edit, varied, adaptive)
-    for along in described:  # what no tensor can take is refused before a model is loaded
-        for x in along.xs:
-            plan(along.made(x), kept)
+    # what no tensor can take is refused before a model is loaded
+    recipe["reads"] = _reads([plan(along.made(x), kept) for along in described for x in along.xs])
     with bench(asked, recipe, out, progress, command, kl) as at:
         matched = Matched(at)
         found = sweep(at, [_curve(along, kept, matched) for along in described])
         write(out, "grid", found)
     return found
+
+
+def _reads(plans: Sequence[Plan]) -> dict[str, Any]:
+    """What lies in the banks, adapters and further models that edits name: their paths alone do not say."""
+    banks = {split_reference(reference)[0] for opened in plans for reference in opened.directions}
+    models = {name for opened in plans for name in opened.models} - {"base", "tuned"}
+    adapters = {name for name in models if is_adapter(name)}
+    files = [*banks, *(f"{name}/{file}" for name in adapters for file in (CONFIG, WEIGHTS))]
+    found: dict[str, Any] = {name: hashlib.sha256(Path(name).read_bytes()).hexdigest()[:16] for name in files}
+    return found | {name: identity(open_checkpoint(name)) for name in models - adapters}
 
 
 def _curve(along: Along, kept: dict[tuple[str, ...], Triples], matched: Matched) -> Curve:
@@ -73,7 +87,8 @@ def _curve(along: Along, kept: dict[tuple[str, ...], Triples], matched: Matched)
         return plan(along.made(x), kept)
 
     def make(x: float) -> Point:
-        return edited(f"{along.name}: {x:g}", "edit", opened(x), x, change_norm(opened(x)))
+        place = repr(x).removesuffix(".0")  # every digit: two arms of one name would be one arm
+        return edited(f"{along.name}: {place}", "edit", opened(x), x, change_norm(opened(x)))
 
     def controls(point: Point) -> list[Point]:
         assert point.strength is not None

@@ -15,16 +15,16 @@ from pathlib import Path
 import numpy as np
 
 from deltalens.checkpoint.source import Checkpoint
-from deltalens.edit.form import Triples
+from deltalens.edit.form import Triples, triples
 from deltalens.edit.plan import Plan
 from deltalens.edit.shares import change_norm
 from deltalens.evaluate.scores import Row
-from deltalens.methods.spectrum_behaviour import Ranks, Spectrum, along_ranks, energy, ranks, spectra
 from deltalens.store.engine import Progress
 from deltalens.sweep.bench import TUNED, Point, bench, edited
 from deltalens.sweep.curves import Curve, Swept, sweep, write
 from deltalens.sweep.matched import Matched
 from deltalens.sweep.pair import Pairing, opened
+from deltalens.sweep.spectrum import Ranks, Spectrum, along_ranks, energy, ranks, spectra
 
 VERSION = 1
 """Raised whenever a row could change for the same input; stored parts of another version are redone."""
@@ -52,7 +52,7 @@ def lox_reasoning(
 ) -> Swept:
     """Amplifies Δ_6, takes Δ_k out of the tuned model and puts it into the base.
 
-    Holds all singular vectors of the seven kinds in float64.
+    Holds half of the singular vectors of the seven kinds in float64.
 
     Args:
         asked: From `sweep.pair.pairing`; its `sibling` gives a control, its `further` R_ft.
@@ -80,9 +80,12 @@ def lox_reasoning(
 
     with bench(asked, {"recipe": "lox-reasoning", "version": VERSION}, out, progress, command, kl) as at:
         matched, xs = Matched(at), ranks(of)
-        amplified = Curve(
-            f"tuned + αΔ_{rank}", TUNED, STRENGTHS, make, lambda p: matched.points(p, plan_of(p.strength or 1.0)), ()
-        )
+
+        def controls(point: Point) -> list[Point]:
+            assert point.strength is not None
+            return matched.points(point, plan_of(point.strength))
+
+        amplified = Curve(f"tuned + αΔ_{rank}", TUNED, STRENGTHS, make, controls, asks=())
         taken = along_ranks(asked, kept, "tuned − Δ_k", of, xs, ("causal", "necessary", "choice"), matched, out=True)
         put = along_ranks(asked, kept, "base + Δ_k", of, xs, ("causal", "sufficient"), matched)
         rows = aligned(put, of, asked.others.get("further"), asked)
@@ -96,7 +99,7 @@ def aligned(curve: Curve, of: Sequence[Spectrum], further: Checkpoint | None, as
 
     Args:
         curve: Over ranks; its arms bear the rows.
-        of: Its matrices, with all singular vectors.
+        of: Its matrices.
         further: A model fine-tuned further from the tuned one.
         asked: The pair.
     """
@@ -115,15 +118,15 @@ def aligned(curve: Curve, of: Sequence[Spectrum], further: Checkpoint | None, as
 
 
 def _after(of: Sequence[Spectrum], ks: Ranks, further: Checkpoint, asked: Pairing) -> tuple[list[float], list[float]]:
-    """R_ft and what a random subspace would hold, by rank."""
+    """R_ft and what a random subspace would hold, by rank; decomposes again, one matrix at a time."""
     source = further.source
     plan = opened(asked, {"operator": "contrast", "plus": source, "minus": "base"})
     held, null, whole = np.zeros(len(ks)), np.zeros(len(ks)), 0.0
     for s in of:
-        delta = plan.of(source, s.row) - plan.of("base", s.row)
+        base = plan.of("base", s.row)
+        delta, own = plan.of(source, s.row) - base, triples(plan.of("tuned", s.row) - base, s.full)
         size = delta.norm_sq()
-        inside = delta.transposed_times(s.left / np.linalg.norm(s.left, axis=0))
-        energies = np.sum(inside**2, axis=1)
+        energies = np.sum(delta.transposed_times(own.left) ** 2, axis=1)
         held += [energies[: int(k)].sum() for k in ks]
         null += [size * min(k, s.full) / s.row.shape[0] for k in ks]
         whole += size

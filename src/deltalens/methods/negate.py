@@ -29,7 +29,6 @@ from deltalens.edit.shares import change_norm, left_along
 from deltalens.evaluate.prompts import Prompts
 from deltalens.evaluate.scores import Row
 from deltalens.methods.matched import FEWEST
-from deltalens.methods.spectrum_behaviour import along_ranks, energy, ranks, spectra
 from deltalens.store.engine import Progress
 from deltalens.sweep.activation_arms import (
     Along,
@@ -45,6 +44,7 @@ from deltalens.sweep.bench import BASE, TUNED, Bench, Point, bench, edited, ends
 from deltalens.sweep.curves import Curve, Swept, sweep, write
 from deltalens.sweep.matched import Matched
 from deltalens.sweep.pair import Pairing, opened
+from deltalens.sweep.spectrum import along_ranks, energy, ranks, spectra
 from deltalens.sweep.verdicts import CONTRADICTED, SUPPORTED, UNDECIDED
 
 VERSION = 1

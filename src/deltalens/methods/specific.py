@@ -22,7 +22,7 @@ from deltalens.sweep.controls import Change, changes_of
 from deltalens.sweep.curves import Curve, Swept, sweep, write
 from deltalens.sweep.matched import Matched
 from deltalens.sweep.pair import Pairing, opened
-from deltalens.sweep.verdicts import CONTRADICTED, SUPPORTED, UNDECIDED, Verdict, gap
+from deltalens.sweep.verdicts import CONTRADICTED, ITEMS, SUPPORTED, UNDECIDED, Verdict, gap
 
 VERSION = 1
 """Raised whenever a row could change for the same input; stored parts of another version are redone."""
@@ -109,16 +109,23 @@ def _compared(asked: Pairing, found: Swept, roles: Mapping[str, str]) -> list[Ro
         row = gap([toward * v for v in theirs], [toward * v for v in own])
         by_role.setdefault(role, []).append(row)
         rows.append(labels | {"arm": arm, "metric": "specific", "reference": MAIN, **row})
-    said = judge(by_role)
+    said = judge(by_role, next(row for row in found.drawn[MAIN].rows if row["metric"] == "fraction"))
     return [*rows, labels | {"arm": "pair", "metric": "specific", "method": said.text}]
 
 
-def judge(by_role: Mapping[str, Sequence[Row]]) -> Verdict:
-    """Specific to reasoning? From the paired differences pair − control, by role (docs/behaviour.md)."""
+def judge(by_role: Mapping[str, Sequence[Row]], share: Row) -> Verdict:
+    """Specific to reasoning? (docs/behaviour.md).
+
+    Args:
+        by_role: Paired differences pair − control.
+        share: F of the pair's own Δ_k: where it is undefined nothing separates the two sides.
+    """
+    if share["low"] is None:
+        return Verdict(UNDECIDED, share["method"])
+    if share["n"] < ITEMS:
+        return Verdict(UNDECIDED, f"{share['n']} items, {ITEMS} are needed")
     missing = [role for role in NEEDED if role not in by_role]
     rows = [(role, row) for role in NEEDED for row in by_role.get(role, ())]
-    if any(row["low"] is None for _, row in rows):
-        return Verdict(UNDECIDED, "too few items for an interval")
     told = "; ".join(f"{role} {_interval(row)}" for role, row in rows)
     equal = [role for role, row in rows if row["low"] >= -MARGIN and row["high"] <= MARGIN]
     if equal:

@@ -11,27 +11,22 @@ part. The curves of fewer kinds have none, and claim nothing.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float64
 
 from deltalens.checkpoint.names import LINEAR
-from deltalens.checkpoint.pair import Row as Tensor
-from deltalens.edit.edit import Energy
 from deltalens.edit.form import Triples
-from deltalens.edit.plan import Plan
 from deltalens.edit.ranks import leading
-from deltalens.edit.select import GROUPS, editable, kinds_of
-from deltalens.errors import Refused
+from deltalens.edit.select import GROUPS, editable
 from deltalens.evaluate.scores import Row
 from deltalens.store.engine import Progress
-from deltalens.sweep.bench import BASE, TUNED, Point, bench, edited
+from deltalens.sweep.bench import BASE, bench, edited
 from deltalens.sweep.curves import Curve, Swept, sweep, write
 from deltalens.sweep.matched import Matched
 from deltalens.sweep.pair import Pairing, opened
+from deltalens.sweep.spectrum import ENERGY, Spectrum, along_ranks, energies, energy_row, ranks, spectra
 from deltalens.sweep.verdicts import CONTRADICTED, ITEMS, SUPPORTED, UNDECIDED, Verdict, enough
 
 VERSION = 1
@@ -48,128 +43,7 @@ LEGEND = (
 COARSE = 4.0
 """Ranks of one kind go up by this factor, those of several by 2: it claims nothing, and there are seven."""
 
-Ranks = tuple[float, ...]
 Steps = Mapping[str, Any] | Sequence[Mapping[str, Any]]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Spectrum:
-    """Δ of one matrix.
-
-    Attributes:
-        row: Where it belongs.
-        kinds: What it holds, several where projections are fused.
-        left: U·diag(σ), its leading columns.
-        norm_sq: ‖Δ‖².
-    """
-
-    row: Tensor
-    kinds: tuple[str, ...]
-    left: Float64[np.ndarray, "m k"]
-    norm_sq: float
-
-    @property
-    def full(self) -> int:
-        """Its full rank."""
-        return min(self.row.shape)
-
-    def energy(self, k: float) -> float:
-        """Σ_{i≤k} σ_i²."""
-        return self.norm_sq if k >= self.full else float(np.sum(self.left[:, : int(k)] ** 2))
-
-
-def spectra(asked: Pairing, kept: dict[tuple[str, ...], Triples], most: int | None = None) -> list[Spectrum]:
-    """Δ of every matrix of the seven linear kinds that differs, decomposed once for every plan that shares `kept`.
-
-    Args:
-        asked: The pair.
-        kept: Where the triples are left.
-        most: Of the leading triples; None for all, which takes about six times the seven kinds in float32.
-
-    Raises:
-        Refused: No matrix differs.
-    """
-    plan = opened(asked, {"operator": "truncate", "rank": 1}, kept)
-    found = []
-    for row in editable(plan.pair):
-        for step in plan.steps.get(row.name.name, ()):
-            delta = plan.of("tuned", row) - plan.of("base", row)
-            if not (norm_sq := delta.norm_sq()):
-                continue
-            rank = Energy(1.0) if most is None or most >= min(row.shape) else most
-            form = leading(plan, row, replace(step, operation=replace(step.operation, rank=rank)))
-            found.append(Spectrum(row, kinds_of(row, plan.owners), form.left, norm_sq))
-    if not found:
-        raise Refused(f"{asked.base} and {asked.tuned} do not differ in any matrix of the seven linear kinds")
-    return found
-
-
-def ranks(of: Sequence[Spectrum], factor: float = 2.0, most: int | None = None) -> Ranks:
-    """1, `factor`, its square, … below the full rank and up to `most`, then the full rank."""
-    full = max(s.full for s in of)
-    below = []
-    while (k := factor ** len(below)) < full and (most is None or k <= most):
-        below.append(k)
-    return (*below, float(full))
-
-
-def energy(of: Sequence[Spectrum], k: float) -> float:
-    """Σ‖Δ_k‖² over matrices."""
-    return sum(s.energy(k) for s in of)
-
-
-def along_ranks(
-    asked: Pairing,
-    kept: dict[tuple[str, ...], Triples],
-    name: str,
-    of: Sequence[Spectrum],
-    xs: Ranks,
-    asks: tuple[str, ...] = (),
-    matched: Matched | None = None,
-    *,
-    kinds: tuple[str, ...] | None = None,
-    out: bool = False,
-) -> Curve:
-    """Δ_k of some matrices put into the base, or taken out of the tuned model, over k.
-
-    Args:
-        asked: The pair.
-        kept: Triples found so far.
-        name: Of the curve; the arms have the rank in place of its k.
-        of: The matrices.
-        xs: Ranks; full rank, which needs no decomposition, included.
-        asks: Verdicts.
-        matched: Gives the controls; None for none.
-        kinds: Those of the matrices; None for the seven.
-        out: Whether it is taken out of the tuned model.
-    """
-    full = max(s.full for s in of)
-
-    def plan_of(k: float) -> Plan:
-        step = {"operator": "revert" if out else "truncate", "rank": "full" if k >= full else int(k)}
-        return opened(asked, step | ({} if kinds is None else {"kinds": list(kinds)}), kept)
-
-    def make(k: float) -> Point:
-        arm = name.replace("Δ_k", f"Δ_{'full' if k >= full else int(k)}")
-        return edited(arm, "edit", plan_of(k), k, energy(of, k) ** 0.5)
-
-    def controls(point: Point) -> list[Point]:
-        assert point.strength is not None
-        return [] if matched is None else matched.points(point, plan_of(point.strength))
-
-    return Curve(name, TUNED if out else BASE, xs, make, controls, asks)
-
-
-def energies(curve: Curve, of: Sequence[Spectrum], whole: float, task: str) -> list[Row]:
-    """How much of Σ‖Δ‖² each point of a curve over ranks holds.
-
-    Args:
-        curve: From `along_ranks`.
-        of: Its matrices.
-        whole: Σ‖Δ‖² of the seven kinds.
-        task: What the rows stand under.
-    """
-    return [_energy_row(curve.make(k).arm.name, curve.name, energy(of, k) / whole, task) for k in curve.xs]
 
 
 def spectrum_behaviour(
@@ -181,7 +55,7 @@ def spectrum_behaviour(
 ) -> Swept:
     """Puts Δ_k of all kinds, of some, and of one at a time into the base; then the spikes, the bulk, and it stretched.
 
-    Holds all singular vectors of the seven kinds in float64.
+    Holds half of the singular vectors of the seven kinds in float64.
 
     Args:
         asked: From `sweep.pair.pairing`; its `sibling` gives a control.
@@ -212,12 +86,12 @@ def spectrum_behaviour(
             rows += energies(curves[-1], some, whole, task)
         for curve, part in parted(asked, kept, share, whole, matched):
             curves.append(curve)
-            rows.append(_energy_row(_arm(curve.name), curve.name, part, task))
+            rows.append(energy_row(_arm(curve.name), curve.name, part, task))
         labels = {"arm": "pair", "task": task, "group": ""}
         rows.append(
             labels | {"metric": "spikes", "value": float(count), "method": "of all matrices, as measure counts"}
         )
-        rows.append(labels | {"metric": "energy_in_spikes", "value": share, "method": _ENERGY})
+        rows.append(labels | {"metric": "energy_in_spikes", "value": share, "method": ENERGY})
         found = sweep(at, curves, more=rows)
         shares = {row["arm"]: row for row in found.summary if row["metric"] == "fraction" and row["arm"] in _PARTS}
         said = spikes_or_bulk(shares).text
@@ -303,7 +177,6 @@ def spikes_or_bulk(shares: Mapping[str, Row]) -> Verdict:
 
 
 _SPIKES = {"operator": "truncate", "rank": "spikes"}
-_ENERGY = "‖W′ − W_b‖²/Σ‖Δ‖², of the seven linear kinds"
 _ROUNDING = 1e-9  # a share of energy below this is what float64 leaves of nothing
 
 
@@ -311,10 +184,6 @@ def _without_spikes(strength: float) -> Steps:
     """W_b + α(Δ − Δ_spikes), as all of αΔ put in and the spikes taken out again."""
     whole = {"operator": "truncate", "rank": "full", "strength": strength}
     return [whole, {"operator": "revert", "rank": "spikes", "strength": strength}]
-
-
-def _energy_row(arm: str, curve: str, share: float, task: str) -> Row:
-    return {"arm": arm, "task": task, "group": curve, "metric": "energy", "value": share, "method": _ENERGY}
 
 
 def _arm(part: str) -> str:

@@ -105,6 +105,7 @@ def transition(
     progress: Callable[[Progress], None] | None = None,
     command: str | None = None,
     kl: bool = True,
+    alone: bool = True,
 ) -> Transition:
     """Interpolates from base to tuned and says where thinking begins, how sharply, and in which modules.
 
@@ -116,6 +117,7 @@ def transition(
         progress: Called after every point.
         command: The command line to record.
         kl: Whether KL from the base is taken where all parameters move.
+        alone: Whether every band of layers and every kind moves alone too, two thirds of the points.
 
     Raises:
         BadInput: The model does not load.
@@ -124,8 +126,8 @@ def transition(
     last = points - 1
     more = int(beyond * last + 1e-9)  # .3 of 20 steps is 6 of them
     unit, lambdas = (tuple(i / last for i in range(-n, points + n)) for n in (0, more))
-    names = CURVES | parts(opened(asked, _step(1.0)).pair)
-    recipe = {"recipe": "transition", "version": VERSION, "points": points, "beyond": beyond}
+    names = CURVES | (parts(opened(asked, _step(1.0)).pair) if alone else {})
+    recipe = {"recipe": "transition", "version": VERSION, "points": points, "beyond": beyond, "alone": alone}
     with bench(asked, recipe, out, progress, command, kl) as at:
         found = {FULL: score(at, _points(asked, FULL, lambdas))}
         whole = found[FULL][more : more + points]

@@ -12,6 +12,7 @@ from deltalens.checkpoint.pair import Row as Tensor
 from deltalens.edit.form import Form
 from deltalens.edit.plan import Plan as Opened
 from deltalens.edit.swap import overwrite, swap, swapped
+from deltalens.errors import BadInput
 from deltalens.evaluate.behaviour import completions, p_skip, p_think
 from deltalens.evaluate.divergence import kl_per_token, surprisals
 from deltalens.evaluate.prompts import Prompts
@@ -210,7 +211,7 @@ def score(of: Bench, points: Sequence[Point], prompts: Prompts | None = None) ->
             found["kl"] = kl_per_token(of.reference(), model, on.ids["free"], texts, size)
         return found
 
-    made = _done(of, points, f"score {on.split}", 1, work)
+    made = _done(of, points, f"score {on.task.name} {on.split}", 1, work)
     return [Found(point, on, row) for point, row in zip(points, made, strict=True)]
 
 
@@ -274,7 +275,10 @@ def _done(
     def done(point: Point) -> Part:
         model = of.load()
         with point.put(model):
-            return Part(work(model), {})
+            try:
+                return Part(work(model), {})
+            except BadInput as problem:  # such as NaN, of an arm that went too far
+                raise BadInput(f"{point.arm.name}: {problem.error}", problem.fix) from problem
 
     tasks = [
         Task(p.arm.name, part_key(of.own, what, p.arm.name, p.arm.edit), 0, float(cost), lambda p=p: done(p))

@@ -17,6 +17,10 @@ _MOST = 2**33
 """Bytes of second moments in memory: beyond, the widest inputs (of down_proj from 7B on) are matched in ‖C‖_F."""
 
 
+_SHARED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+"""Kinds that read one input."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Matched:
     """Controls of edits on one bench; what they read is read once for each side and tensor.
@@ -60,10 +64,11 @@ class Matched:
 
 
 def _affordable(rows: list[Row]) -> list[Row]:
-    """Matrices by the width of their input, as many as fit; those of one input are counted once."""
+    """Matrices by the width of their input, as many as fit; those that read one input are counted once."""
     total, counted, found = 0, set(), []
     for row in sorted(rows, key=lambda row: row.shape[1]):
-        place = row.name.layer, row.shape[1]
+        kind = row.name.kind
+        place = row.name.layer, next((group for group in _SHARED if kind in group), kind)
         total += 0 if place in counted else 8 * row.shape[1] ** 2
         counted.add(place)
         if total > _MOST:
