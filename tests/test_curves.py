@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from edit_pairs import save_bank
 from planted_pair import save_planted
 
 from deltalens.cli.main import main
@@ -127,11 +128,18 @@ def test_a_grid_is_every_combination_and_the_number_runs_along_the_curve() -> No
         (["rank ="], "not TOML"),
         (["3.rank = [1]"], "operation 3"),
         (["rank = []"], "cannot vary"),
+        (['"²".rank = [1]'], "operation ²"),
     ],
 )
 def test_a_grid_that_says_nothing_is_refused(lines: list[str], says: str) -> None:
     with pytest.raises(BadInput, match=says):
         read_grid(lines, RECORD)
+
+
+@pytest.mark.parametrize("given", [5, [{"rank": [1]}]])
+def test_a_grid_of_the_file_is_a_table(given: Any) -> None:
+    with pytest.raises(BadInput, match="no table"):
+        read_grid([], RECORD | {"grid": given})
 
 
 @pytest.mark.parametrize(
@@ -141,6 +149,10 @@ def test_a_grid_that_says_nothing_is_refused(lines: list[str], says: str) -> Non
         (["rank = [1.5]"], "rank = 1.5"),
         (["strength = [0]"], "only varied over 0"),
         (['layers = ["9-"]'], "layers"),
+        (["layers = [1979-05-27]"], "layers"),
+        ([f"strength = [1{'0' * 400}]"], "strength of truncate is inf"),
+        ([f"rank = [1{'0' * 400}]"], "rank = inf"),
+        (["strength = [1]", "--sibling", "family:reasoning"], "--sibling family:reasoning has the weights of a side"),
     ],
 )
 def test_values_that_no_edit_can_take_exit_2(
@@ -221,3 +233,41 @@ def test_both_ends_of_a_curve_are_the_two_sides() -> None:
     assert one.xs[-1] == 1 and len(one.xs) > 2  # refined
     assert one.found[-1].values("p_think") == found.tuned.values("p_think")
     assert "kl" not in one.found[0].probabilities
+
+
+def test_strengths_that_differ_late_are_two_arms_and_one_strength_is_refined_too() -> None:
+    record = RECORD | {"edit": [{"operator": "interpolate", "strength": 1.0}]}
+    asked = pairing("family:instruct", "family:reasoning", Settings(n=2, max_tokens=2))
+    near = grid(asked, from_record(record), read_grid(["strength = [0.5000001, 0.5000002]"], record), kl=False)
+    places = [row["arm"] for row in near.summary if row["metric"] == "strength"]
+    assert sorted(places) == ["base", "interpolate: 0.5000001", "interpolate: 0.5000002"]
+    varied = read_grid(["strength = [1]"], record)
+    (one,) = grid(asked, from_record(record), varied, adaptive=True, kl=False).drawn.values()
+    assert len(one.xs) > 1
+
+
+def test_a_bank_lies_beside_the_edit_file_and_another_in_its_place_is_another_sweep(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = tmp_path / "cut.toml"
+    sides = 'base = "family:instruct"\ntuned = "family:reasoning"\n'
+    spec.write_text(f'{sides}[[edit]]\noperator = "cut"\nkinds = ["o_proj"]\ndirection = "bank#d"\n')
+    command = ["sweep", str(spec), "--grid", "strength = [1]", "--n", "2", "--max-tokens", "2", "--no-kl", "--quiet"]
+    command += ["--out", str(tmp_path / "out")]
+    save_bank(tmp_path / "bank", width=128)
+    assert main(command) == main(command) == 0
+    save_bank(tmp_path / "bank", vectors=2, width=128)
+    assert main(command) == 3 and "reads" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("strength", "code", "says"),
+    [("1e60", 3, "beyond float32"), ("1e38", 2, "truncate: 1e+38: the model gives NaN")],
+)
+def test_an_arm_that_went_too_far_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], strength: str, code: int, says: str
+) -> None:
+    spec = tmp_path / "spec.toml"
+    spec.write_text(from_record(RECORD).toml)
+    assert main(["sweep", str(spec), "--grid", f"strength = [{strength}]", "--n", "2", "--no-kl"]) == code
+    assert says in capsys.readouterr().err

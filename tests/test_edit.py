@@ -1,5 +1,6 @@
 """An edit as data: what a file says is what is read, what is written back, and what is hashed."""
 
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ def test_a_file_reads_writes_and_hashes_the_same(tmp_path: Path) -> None:
     assert again == edit and from_record(edit.record) == edit
     assert again.edit_hash == edit.edit_hash
     assert edit.operations[1].rank == Energy(0.9) and edit.operations[4].layers == (0, 2)
+    odd = from_record({"base": 'a\x7f"\\\n\x1b', "edit": [{"operator": "cut", "direction": "b#x"}]})
+    assert from_record(tomllib.loads(odd.toml)) == odd
 
 
 def test_the_hash_is_that_of_what_is_done() -> None:

@@ -173,9 +173,27 @@ def test_a_full_disk_leaves_nothing_and_says_so(tmp_path: Path, monkeypatch: pyt
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "pwrite", full)
-    with pytest.raises(BadInput, match="no space left on device"):
+    with pytest.raises(BadInput, match="no space left on device") as said:
         write_edited(opened(base, tuned, REVERT), tmp_path / "made" / "out")
+    assert not list((tmp_path / "made").iterdir()) and "room" in str(said.value.fix)
+
+
+def test_a_place_that_cannot_be_written_is_no_want_of_room(tmp_path: Path) -> None:
+    base, tuned = write_pair(tmp_path / "pair")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadInput, match="cannot write") as said:
+        write_edited(opened(base, tuned, REVERT), tmp_path / "file" / "out")
+    assert "directory you may write" in str(said.value.fix)
+
+
+def test_a_name_that_is_not_utf8_is_bad_input_and_the_card_shows_no_control_characters(tmp_path: Path) -> None:
+    base, tuned = write_pair(tmp_path / "pair")
+    with pytest.raises(BadInput, match="UTF-8"):
+        write_edited(opened(base, tuned, REVERT), tmp_path / "made" / "o\udcff", command="--out o\udcff")
     assert not list((tmp_path / "made").iterdir())
+    odd = tuned.rename(tuned.with_name("t\n\x1b"))
+    out = write_edited(opened(base, odd, REVERT), tmp_path / "out").path
+    assert "\x1b" not in (out / "README.md").read_text(encoding="utf-8")
 
 
 def test_a_target_that_would_harm_something_is_refused(tmp_path: Path) -> None:

@@ -57,10 +57,12 @@ def target(path: str | None) -> Path | None:
     """The directory that `--out` names; None without the flag.
 
     Raises:
-        BadInput: It is empty: a shell variable without a value.
+        BadInput: It is empty, a shell variable without a value, or no UTF-8, which tables cannot be written to.
     """
     if path == "":
         raise BadInput("--out is empty", "--out DIRECTORY")
+    if path is not None and any("\ud800" <= c <= "\udfff" for c in path):
+        raise BadInput(f"--out {path!r} is not UTF-8", "--out a name in UTF-8")
     return None if path is None else Path(path)
 
 

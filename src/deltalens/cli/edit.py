@@ -53,14 +53,14 @@ def with_banks(edit: "Asked", folder: Path) -> "Asked":
     Raises:
         BadInput: One lies at neither place.
     """
-    return replace(edit, operations=tuple(replace(o, direction=_bank(o.direction, folder)) for o in edit.operations))
+    given = [None if o.direction is None else bank_beside(o.direction, folder) for o in edit.operations]
+    return replace(edit, operations=tuple(replace(o, direction=d) for o, d in zip(edit.operations, given, strict=True)))
 
 
-def _bank(reference: str | None, folder: Path) -> str | None:
+def bank_beside(reference: str, folder: Path) -> str:
+    """`BANK[#id]` with its file where it lies, as `with_banks`."""
     from deltalens.direction.bank import split_reference
 
-    if reference is None:
-        return None
     try:
         for place in (str(folder / reference), reference):
             if Path(split_reference(place)[0]).is_file():

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from deltalens.cli.display import Dtype, err, invocation, measuring, out, target
+from deltalens.cli.edit import bank_beside, with_banks
 from deltalens.cli.sweep_tables import SHOWN, show_curves
 from deltalens.errors import BadInput, printable
 
@@ -49,6 +50,8 @@ class Sweep:
     """How many λ from 0 to 1 a transition takes; by default 21, the fewest that a verdict may rest on."""
     beyond: float = 0.0
     """How far a transition goes on below λ = 0 and above λ = 1."""
+    parts: bool = True
+    """--no-parts: leave out the transitions of single kinds and bands of layers."""
     max_tokens: int | None = None
     """Longest completion; by default what the task needs on the family, 4096 elsewhere."""
     kl: bool = True
@@ -73,6 +76,7 @@ class Sweep:
             asked, work, show = self._over_grid()
         else:
             asked, work, show = self._of_recipe(self.recipe)
+        _apart(asked)
         for note in asked.notes:
             err(printable(f"note: {note}"))
         with measuring(self.quiet, "sweep") as progress:
@@ -108,11 +112,11 @@ class Sweep:
             )
         if self.grid or self.adaptive:
             raise BadInput("--grid and --adaptive belong to an edit file", "deltalens sweep SPEC.toml --grid …")
-        if name != "transition" and (self.points is not None or self.beyond):
-            raise BadInput("--points and --beyond are those of a transition", "--recipe transition")
+        if name != "transition" and (self.points is not None or self.beyond or not self.parts):
+            raise BadInput("--points, --beyond and --no-parts are those of a transition", "--recipe transition")
         given = {role: getattr(self, role) for role in _ROLES}
         one = recipe(name, given)
-        more = {"points": self._points(), "beyond": self._beyond()} if name == "transition" else {}
+        more = {"points": self._points(), "beyond": self._beyond(), "alone": self.parts} if name == "transition" else {}
         settings = self._settings()
         if one.greedy:
             settings = replace(settings, temperature=0.0)
@@ -141,9 +145,12 @@ class Sweep:
             )
         if self.points is not None or self.beyond or self.further or self.parent:
             raise BadInput("--points, --beyond, --further and --parent belong to recipes", "without them")
-        record = read_record(self.sources[0])
-        edit = from_record({key: value for key, value in record.items() if key != "grid"})
+        record, folder = read_record(self.sources[0]), Path(self.sources[0]).parent
+        edit = with_banks(from_record({key: value for key, value in record.items() if key != "grid"}), folder)
         varied = read_grid(self.grid, record)
+        for field, values in varied.items():
+            if field[1] == "direction":
+                varied[field] = [bank_beside(v, folder) if isinstance(v, str) else v for v in values]
         if edit.tuned is None:
             raise BadInput("a sweep measures an edit against a pair, the edit has no tuned side", 'tuned = "…"')
         edits(edit, varied, self.adaptive)  # their mistakes come before those of the models
@@ -173,3 +180,13 @@ class Sweep:
         if not 0 <= self.beyond <= 4:
             raise BadInput(f"--beyond {self.beyond} is not possible", "--beyond 0.5, at most 4")
         return self.beyond
+
+
+def _apart(asked: "Pairing") -> None:
+    """Refuses a further model that is one of the pair: a control that is the edit, or a difference that is nothing."""
+    from deltalens.checkpoint.identity import identity
+
+    sides = [identity(side) for side in asked.asked.checkpoints]
+    for role, other in asked.others.items():
+        if identity(other) in sides:
+            raise BadInput(f"--{role} {other.source} has the weights of a side of the pair", f"--{role} ANOTHER")

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from deltalens.edit.rounding import Gap
+from deltalens.errors import printable
 
 if TYPE_CHECKING:
     from deltalens.edit.plan import Plan
@@ -22,9 +23,9 @@ def card(
         "tags: [deltalens, edited-weights]",
         "---",
         "",
-        f"# {name}",
+        f"# {printable(name)}",
         "",
-        f"An edit of `{opened.carrier.source}` made with deltalens; {tensors}{touched}.",
+        f"An edit of `{printable(opened.carrier.source)}` made with deltalens; {tensors}{touched}.",
         "",
         "```toml",
         edit.toml.rstrip(),

@@ -4,6 +4,7 @@ The directory is built under a temporary name, its weights under names that noth
 very end: a process killed at any moment leaves nothing that can be loaded by mistake. Sources are only ever read.
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -33,6 +34,7 @@ from deltalens.errors import BadInput, Refused
 from deltalens.store.engine import Progress
 
 SCHEMA = 1
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _PART = ".part"  # nothing loads a file of this name
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".npz", ".h5", ".msgpack", ".onnx")
 _OF_TENSORS = ("dtype", "torch_dtype", "tie_word_embeddings", "vocab_size")
@@ -101,6 +103,10 @@ def write_checkpoint(
         _sync(out.parent)
     except OSError as problem:
         raise _unwritable(out, problem) from problem
+    except UnicodeEncodeError as problem:  # files of names in another encoding can be read, but not recorded
+        raise BadInput(
+            f"cannot write {out}: the name of a model, a bank or --out is not UTF-8", "rename it"
+        ) from problem
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)
@@ -326,4 +332,5 @@ def _sync(folder: Path) -> None:
 
 
 def _unwritable(out: Path, problem: OSError) -> BadInput:
-    return BadInput(f"cannot write {out}: {(problem.strerror or one_line(problem)).lower()}", "make room, then repeat")
+    fix = "make room, then repeat" if problem.errno in _FULL else "--out a directory you may write"
+    return BadInput(f"cannot write {out}: {(problem.strerror or one_line(problem)).lower()}", fix)

@@ -252,11 +252,11 @@ _NOTHING = Takes(None, False, (), (), None)
 def _field(name: str, value: Any) -> Any:
     """A value as its field takes it; what cannot be one is bad input."""
     if name == "strength" and type(value) in (int, float):
-        return float(value)
+        return as_float(value)
     if name == "rank" and isinstance(value, dict):
         _known(value, ("energy",), "a rank")
         if type(value.get("energy")) in (int, float):
-            return Energy(float(value["energy"]))
+            return Energy(as_float(value["energy"]))
     elif (name == "rank" and type(value) is int) or (name in _TEXT and isinstance(value, str)):
         return value
     elif name in _WHOLE and isinstance(value, list) and value and all(type(n) is int for n in value):
@@ -266,6 +266,14 @@ def _field(name: str, value: Any) -> Any:
         if isinstance(named, list) and named and all(isinstance(n, str) for n in named):
             return tuple(named)
     raise BadInput(f"{name} = {value!r} is not possible", _EXAMPLES.get(name))
+
+
+def as_float(value: int | float) -> float:
+    """A number of a file as a float; a whole one that is too large for one becomes infinite, which no field takes."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 def _check_rank(operator: str, rank: int | str | Energy | None) -> None:
@@ -294,4 +302,4 @@ def _toml(value: Any) -> str:
     """A plain value as TOML; JSON's strings, numbers and lists are TOML's."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key} = {_toml(inner)}" for key, inner in value.items()) + "}"
-    return json.dumps(value, ensure_ascii=False)
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # the one character that only TOML escapes

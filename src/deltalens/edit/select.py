@@ -31,7 +31,7 @@ _FUSED = {"attn.c_attn": _QKV, "query_key_value": _QKV, "qkv_proj": _QKV, "gate_
 _PACKED = re.compile(r"\.experts\.(gate_up_proj|gate_proj|up_proj|down_proj)$")
 _TEXT = re.compile(r"(?:(?:decoder|gpt_neox|model)\.)*(?:layers|h|blocks)\.[0-9]+\.")
 _NUMBER = r"([0-9]+(?:\.[0-9]+)?)"
-_PART = re.compile(rf"([0-9]+)(?:-([0-9]+))?|{_NUMBER}%-{_NUMBER}%")
+_PART = re.compile(rf"([0-9]{{1,18}})(?:-([0-9]{{1,18}}))?|{_NUMBER}%-{_NUMBER}%")
 _SHOWN = 3
 
 

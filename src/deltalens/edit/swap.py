@@ -47,7 +47,7 @@ def overwrite(model: "PreTrainedModel", opened: Plan, side: str | None = None) -
     parameters = named(model)
     with torch.no_grad():
         for row, form in _of_side(model, opened, side):
-            view_of(parameters, row).copy_(as_stored(row, form.dense()))
+            _fill(view_of(parameters, row), row, form)
 
 
 @contextmanager
@@ -59,7 +59,7 @@ def swapped(model: "PreTrainedModel", made: Iterable[tuple[Row, Form]]) -> Gener
         made: Tensors of the checkpoint it was loaded from, with what they become.
 
     Raises:
-        Refused: The model keeps a tensor in a way that is not known.
+        Refused: The model keeps a tensor in a way that is not known, or a value is NaN or beyond its dtype.
     """
     parameters = named(model)
     saved: list[tuple[Tensor, Tensor]] = []
@@ -68,12 +68,22 @@ def swapped(model: "PreTrainedModel", made: Iterable[tuple[Row, Form]]) -> Gener
             for row, form in made:
                 place = view_of(parameters, row)
                 saved.append((place, place.clone()))
-                place.copy_(as_stored(row, form.dense()))
+                _fill(place, row, form)
         yield
     finally:
         with torch.no_grad():
             for place, before in reversed(saved):
                 place.copy_(before)
+
+
+def _fill(place: Tensor, row: Row, form: Form) -> None:
+    with np.errstate(over="ignore"):
+        place.copy_(as_stored(row, form.dense()))
+    if not place.isfinite().all():
+        dtype = str(place.dtype).removeprefix("torch.")
+        raise Refused(
+            f"{row.name.name} would hold NaN or values beyond {dtype}", "a smaller strength, or fewer tensors"
+        )
 
 
 def _of_side(model: "PreTrainedModel", opened: Plan, side: str | None) -> Iterator[tuple[Row, Form]]:

@@ -126,7 +126,7 @@ def _with(edit: Edit, fixed: Mapping[Field, Any]) -> Edit:
 
 
 def _at(edit: Edit, along: Field, x: float) -> Edit:
-    return _with(edit, {along: int(x) if along[1] == "rank" and x == int(x) else x})
+    return _with(edit, {along: int(x) if along[1] == "rank" and float(x).is_integer() else x})
 
 
 def _numeric(values: Sequence[Any]) -> bool:
