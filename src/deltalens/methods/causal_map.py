@@ -23,9 +23,9 @@ from deltalens.evaluate.scores import Row
 from deltalens.methods.causal_rows import agreement, judged, of_cells, of_sets, shift, table
 from deltalens.methods.cells import PUT_IN, STARTS, Cell, Edits, Tried, cells
 from deltalens.methods.first_order import along, gradient
-from deltalens.store.engine import Progress, Task, run_tasks
-from deltalens.store.parts import Part, finished_part, part_key
-from deltalens.sweep.bench import BASE, TUNED, Bench, Found, Point, bench, ends, score
+from deltalens.store.engine import Progress
+from deltalens.store.parts import Part
+from deltalens.sweep.bench import BASE, TUNED, Bench, Found, Point, bench, ends, once, score
 from deltalens.sweep.controls import changes_of
 from deltalens.sweep.curves import Curve, sweep, write
 from deltalens.sweep.matched import Matched
@@ -120,9 +120,7 @@ def _ranked(at: Bench, edits: Edits) -> list[Tried]:
     asked = at.pairing
 
     def part(what: str, *more: str, work: Callable[[], Row]) -> Row:
-        task = Task(what, part_key(at.own, what, *more), 0, 3.0, lambda: Part(work(), {}))
-        run_tasks([task], at.parts, at.progress)
-        return finished_part(at.parts, task.key).row
+        return once(at, what, (what, *more), lambda: Part(work(), {})).row
 
     def slopes(point: Point) -> Row:
         model = at.load()

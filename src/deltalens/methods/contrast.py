@@ -26,11 +26,11 @@ from deltalens.edit.select import editable
 from deltalens.evaluate.scores import Row
 from deltalens.methods.steer import Curve as Layer
 from deltalens.methods.steer import choose
-from deltalens.store.engine import Progress, Task, run_tasks
-from deltalens.store.parts import Part, finished_part, part_key
+from deltalens.store.engine import Progress
+from deltalens.store.parts import Part
 from deltalens.sweep.activation_arms import Along, directions, extract, ids_of, read_last, steered, steered_controls
 from deltalens.sweep.arms import REACHED
-from deltalens.sweep.bench import BASE, Bench, Point, bench, edited, ends, score
+from deltalens.sweep.bench import BASE, Bench, Point, bench, edited, ends, once, score
 from deltalens.sweep.curves import Curve, Swept, sweep, write
 from deltalens.sweep.matched import Matched
 from deltalens.sweep.pair import Pairing, opened
@@ -122,9 +122,7 @@ def norms_squared(at: Bench) -> tuple[float, float, float]:
         rows = [row for row in editable(plan.pair) if row.name.name in plan.steps]
         return Part({"squares": [sum((plan.of(a, r) - plan.of(b, r)).norm_sq() for r in rows) for a, b in pairs]}, {})
 
-    task = Task("norms", part_key(at.own, "norms"), 0, 1.0, work)
-    run_tasks([task], at.parts, at.progress)
-    tau, tau_sibling, w = finished_part(at.parts, task.key).row["squares"]
+    tau, tau_sibling, w = once(at, "norms", ("norms",), work).row["squares"]
     return tau, tau_sibling, w
 
 

@@ -22,9 +22,9 @@ from pathlib import Path
 from deltalens.edit.form import Triples
 from deltalens.edit.select import editable
 from deltalens.evaluate.scores import Row
-from deltalens.store.engine import Progress, Task, run_tasks
-from deltalens.store.parts import Part, finished_part, part_key
-from deltalens.sweep.bench import Bench, bench
+from deltalens.store.engine import Progress
+from deltalens.store.parts import Part
+from deltalens.sweep.bench import Bench, bench, once
 from deltalens.sweep.curves import Swept, sweep, write
 from deltalens.sweep.matched import Matched
 from deltalens.sweep.pair import Pairing, opened
@@ -87,9 +87,8 @@ def direct_pair(
 def parent(at: Bench) -> list[Row]:
     """What names and weights say about the base of the tuned model; a part, since it reads all models."""
     asked = at.pairing
-    task = Task("parent", part_key(at.own, "parent"), 0, 1.0, lambda: Part({"squares": _squares(asked)}, {}))
-    run_tasks([task], at.parts, at.progress)
-    tuned, tuned_base, *others = finished_part(at.parts, task.key).row["squares"]
+    found = once(at, "parent", ("parent",), lambda: Part({"squares": _squares(asked)}, {}))
+    tuned, tuned_base, *others = found.row["squares"]
     labels = {"arm": "pair", "task": asked.prompts.task.name, "group": "", "value": None}
     known = opened(asked, _WHOLE).pair.parentage
     rows = [{"metric": "parentage", "method": f"{known.verdict}: {known.evidence}"}]

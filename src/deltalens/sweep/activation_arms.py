@@ -26,10 +26,9 @@ from deltalens.evaluate.tasks.item import Task as Questions
 from deltalens.model.hooks import Intervention, intervene
 from deltalens.model.select import LAST
 from deltalens.model.sites import Site
-from deltalens.store.engine import Task, run_tasks
-from deltalens.store.parts import Part, finished_part, part_key
+from deltalens.store.parts import Part
 from deltalens.sweep.arms import CHOSEN_ON, SEEDS, Arm, Control, direction_controls
-from deltalens.sweep.bench import Bench, Point
+from deltalens.sweep.bench import Bench, Point, once
 from deltalens.sweep.pair import Pairing
 
 if TYPE_CHECKING:
@@ -87,9 +86,7 @@ def read_last(at: Bench, point: Point, prompts: Sequence[Sequence[int]]) -> Rows
         return Part({"site": SITE}, {str(layer): rows for layer, rows in found.values.items()})
 
     name = point.arm.name
-    task = Task(f"{name}: read", part_key(at.own, "read", name, point.arm.edit, prompts), 0, 1.0, work)
-    run_tasks([task], at.parts, at.progress)
-    arrays = finished_part(at.parts, task.key).arrays
+    arrays = once(at, f"{name}: read", ("read", name, point.arm.edit, prompts), work).arrays
     return {int(layer): arrays[layer] for layer in sorted(arrays, key=int)}
 
 

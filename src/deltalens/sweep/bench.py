@@ -249,6 +249,20 @@ def generate(of: Bench, found: Sequence[Found], ledger: bool = False) -> list[Fo
     return made
 
 
+def once(of: Bench, name: str, identity: Sequence[Any], work: Callable[[], Part]) -> Part:
+    """What some work leaves behind, now or on an earlier start.
+
+    Args:
+        of: The bench.
+        name: Shown in progress.
+        identity: What sets it apart from other work on this bench.
+        work: Does it.
+    """
+    task = Task(name, part_key(of.own, *identity), 0, 1.0, work)
+    run_tasks([task], of.parts, of.progress)
+    return finished_part(of.parts, task.key)
+
+
 def texts_of(found: Iterable[Found]) -> list[Row]:
     """Perplexities as rows of a summary."""
     return [{"arm": f.name, "task": TEXT, **f.perplexity} for f in found if f.perplexity is not None]
