@@ -2,8 +2,9 @@
 
 import errno
 import json
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +15,14 @@ import pytest
 from factories import write_pair
 
 from deltalens.cli.main import main
+from deltalens.cli.run import finish
 from deltalens.errors import BadInput, Refused
 from deltalens.experiment import budget, steps
 from deltalens.experiment.config import DEMO, Config, default, read_config
 from deltalens.experiment.phases import steps_of
-from deltalens.experiment.run import run_all
+from deltalens.experiment.run import Outcome, Ran, run_all
 from deltalens.store.experiment import Experiment
+from deltalens.sweep import controls
 
 PAIRS = {
     "main": ("family:instruct", "family:reasoning", "main"),
@@ -28,7 +31,8 @@ PAIRS = {
 }
 SMALL = """
 task = "chain-hard"
-n = 50
+n = {n}
+max_tokens = 2
 alphas = [1.0]
 cells = 2
 context = false
@@ -56,10 +60,10 @@ EVERY = (
 
 
 def config(
-    folder: Path, keep: tuple[str, ...] = (), n: int = 50, pairs: dict[str, tuple[str, str, str]] = PAIRS
+    folder: Path, keep: tuple[str, ...] = (), n: int = 8, pairs: dict[str, tuple[str, str, str]] = PAIRS
 ) -> Path:
     """A small experiment of spectra, the direction, and what else is kept."""
-    text = SMALL.format(skip=", ".join(f'"{name}"' for name in EVERY if name not in keep)).replace("n = 50", f"n = {n}")
+    text = SMALL.format(skip=", ".join(f'"{name}"' for name in EVERY if name not in keep), n=n)
     for name, (base, tuned, role) in pairs.items():
         text += f'[[pairs]]\nname = "{name}"\nbase = "{base}"\ntuned = "{tuned}"\nrole = "{role}"\n'
     path = folder / "small.toml"
@@ -83,6 +87,14 @@ def tables(exp: Path) -> dict[str, Any]:
     return found
 
 
+@contextmanager
+def one_control() -> Generator[None]:
+    """One control of each kind: how many there are matters to other tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(controls, "SEEDS", 1)
+        yield
+
+
 KEPT = ("eval", "refusal", "specific", "stages", "atlas")
 
 
@@ -91,7 +103,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A small run, done; and its configuration."""
     folder = tmp_path_factory.mktemp("finished")
     path = config(folder, KEPT)
-    assert run(path, folder / "exp") == 0
+    with one_control():
+        assert run(path, folder / "exp") == 0
     return path, folder / "exp"
 
 
@@ -130,13 +143,23 @@ def test_the_same_command_again_does_nothing(finished: tuple[Path, Path], tmp_pa
     assert tables(again) == tables(exp)
 
 
+def test_what_was_damaged_is_done_again(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    path, exp = finished
+    again = Path(shutil.copytree(exp, tmp_path / "exp"))
+    for name in ("steps/eval/summary.parquet", "steps/specific/experiment.json", "pairs/sft/run.json", "stages.json"):
+        (again / name).write_bytes((exp / name).read_bytes()[:100])
+    with one_control():
+        assert run(path, again) == 0
+    assert tables(again) == tables(exp)
+
+
 def test_interrupted_anywhere_it_ends_in_the_same_tables(finished: tuple[Path, Path], tmp_path: Path) -> None:
     path, exp = finished
     again = tmp_path / "exp"
     left = 0
 
     @contextmanager
-    def stopping(_: str) -> Iterator[Any]:
+    def stopping(_: str) -> Generator[Any]:
         def sink(_: Any) -> None:
             nonlocal left
             left -= 1
@@ -147,10 +170,11 @@ def test_interrupted_anywhere_it_ends_in_the_same_tables(finished: tuple[Path, P
 
     for parts in (7, 31, 53):  # parts until it is stopped: within measurements, eval, or what stands there by then
         left = parts
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt), one_control():
             run_all(read_config(path), again, stopping, lambda _: None, "")
         assert json.loads((again / "experiment.json").read_text())["status"] == "running"
-    assert run(path, again) == 0
+    with one_control():
+        assert run(path, again) == 0
     assert tables(again).keys() == tables(exp).keys()
     for name, table in tables(exp).items():
         assert tables(again)[name] == table, name
@@ -165,7 +189,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         def stand_in(work: steps.Work, *_: Any, **__: Any) -> None:
             found.append(str(work.place.relative_to(work.exp)).removeprefix("steps/"))
             if work.place.suffix:
-                work.place.touch()
+                work.place.write_text('{"rows": []}')
             else:
                 work.place.mkdir(parents=True)
 
@@ -174,7 +198,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @contextmanager
-def silent(_: str) -> Iterator[None]:
+def silent(_: str) -> Generator[None]:
     yield None
 
 
@@ -266,7 +290,9 @@ def test_a_full_disk_ends_the_run_with_what_it_has(
 def test_without_a_think_format_the_weight_side_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base, tuned = write_pair(tmp_path, rank=2, sigma=0.1)
     path = config(tmp_path, ("eval", "rank", "map"), pairs={"main": (str(base), str(tuned), "main")})
-    assert run(path, tmp_path / "exp") == 3
+    assert run(path, tmp_path / "exp", "--dry-run") == 0
+    assert re.search(r"\brank +\S+ has no tokenizer", capsys.readouterr().out)
+    assert run(path, tmp_path / "exp", "--minutes", "30") == 3
     record = json.loads((tmp_path / "exp" / "experiment.json").read_text())
     status = {step["name"]: step["status"] for step in record["steps"]}
     assert status["pairs/main"] == "done"
@@ -274,6 +300,36 @@ def test_without_a_think_format_the_weight_side_runs(tmp_path: Path, capsys: pyt
     assert record["metric"] is None
     assert "error: missing: eval, " in capsys.readouterr().err
     assert (tmp_path / "exp" / "report.html").is_file()
+
+
+def test_a_swapped_pair_is_told_to_be_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = config(tmp_path, ("eval",), pairs={"main": ("family:reasoning", "family:instruct", "main")})
+    path.write_text(path.read_text().replace("max_tokens = 2", "max_tokens = 0"))
+    assert run(path, tmp_path / "exp") == 0
+    told = json.loads((tmp_path / "exp" / "verdicts.json").read_text())["notes"]
+    assert told == [
+        "wrong base: family:reasoning was trained from family:instruct: are the sides swapped?",
+        "the base already thinks, in 100% of its completions of a task",
+        "the tuned model thinks in no more than 0% of its completions of any task",
+    ]
+    said = capsys.readouterr().err
+    page = (tmp_path / "exp" / "report.html").read_text()
+    assert all(f"warning: {text}" in said and text in page for text in told)
+
+
+def test_what_is_missing_does_not_hide_that_the_page_failed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(_: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("deltalens.cli.run.write_pages", fails)
+    step = steps_of(default("family:instruct", "family:reasoning"), tmp_path)[0]
+    assert finish(Ran(tmp_path, (Outcome(step, "missing", error="the disk is full", fix="make room"),))) == 3
+    assert capsys.readouterr().err.splitlines() == [
+        "error: missing: pairs/main (pairs/main: the disk is full); [Errno 28] No space left on device",
+        "fix: make room",
+    ]
 
 
 def test_a_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
@@ -338,7 +394,7 @@ def test_a_step_to_skip_that_is_none(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_every_step_runs(tmp_path: Path) -> None:
     pairs = PAIRS | {"sibling": ("family:base", "family:instruct-sibling", "sibling")}
-    path, exp = config(tmp_path, EVERY, pairs=pairs), tmp_path / "exp"
+    path, exp = config(tmp_path, EVERY, n=50, pairs=pairs), tmp_path / "exp"
     assert run(path, exp) == 0
     steps_done = {step["name"] for step in json.loads((exp / "experiment.json").read_text())["steps"]}
     assert {*EVERY, "direction"} <= steps_done

@@ -46,6 +46,18 @@ def copy(exp: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(exp, tmp_path / "copy"))
 
 
+def test_doubts_about_the_pair_stand_above_the_card(copy: Path) -> None:
+    assert "Know first" not in build_run_page(copy)
+    told = json.loads((copy / "verdicts.json").read_text())
+    for notes in (3, {"a": 1}, [["wrong"]], None):
+        write_json(copy / "verdicts.json", told | {"notes": notes})
+        assert "Know first" not in build_run_page(copy)
+    write_json(copy / "verdicts.json", told | {"notes": ["wrong base: x", HOSTILE]})
+    html = build_run_page(copy)
+    opened(html)
+    assert html.index("wrong base: x") < html.index('class="verdicts"')
+
+
 def test_the_card_and_what_it_leads_to(exp: Path) -> None:
     html = build_run_page(exp)
     page = opened(html)

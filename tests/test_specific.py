@@ -74,3 +74,9 @@ def test_the_pair_itself_in_its_own_place_is_no_other_and_a_safety_tune_is() -> 
     assert found.drawn[MAIN].point.values("p_think") == pytest.approx(
         found.drawn["Δ_k of itself"].point.values("p_think"), abs=1e-5
     )
+
+
+def test_another_training_that_does_as_much_is_named() -> None:
+    share = row(0.8, 0.9) | {"n": 200, "method": ""}
+    said = judge({"sibling": [row(0.3, 0.4)], "safety": [row(0.3, 0.4)], "rl": [row(0.01, 0.03)]}, share)
+    assert said.word == "supported" and said.why.endswith("; as much: rl +0.02 [+0.01, +0.03]")

@@ -129,7 +129,7 @@ def test_a_think_ratio_passes_one_half_between_its_points() -> None:
     thought = np.zeros((3, 60))
     thought[1, :15] = thought[2] = 1  # 0, ¼, 1
     found = lambda_at([0.0, 0.4, 1.0], thought, odds=False)
-    assert found["value"] == pytest.approx(0.4 + 0.6 / 3) and found["low"] < found["value"] < found["high"]
+    assert found["value"] == pytest.approx(0.4 + 0.6 / 3) and found["low"] <= 0.4 and found["high"] >= 1.0
 
 
 def test_points_outside_the_unit_interval_do_not_count() -> None:

@@ -78,22 +78,29 @@ def carry_out(config: "Config", where: Path, dry_run: bool, quiet: bool) -> int:
 
 def finish(ran: "Ran") -> int:
     """Verdicts, the pages, and what is missing; a full disk keeps none of it from being said."""
+    from deltalens.experiment.evidence import notes
+
     problem = ran.problem
     try:
         show_verdicts(write_pages(ran.out))
+        for text in notes(ran.out):
+            err(printable(f"warning: {text}"))
         out(printable(f"the page: {(ran.out / 'report.html').resolve()}"))
     except (DeltalensError, OSError) as failed:
-        problem = problem or str(failed)
+        problem = problem or failed
     missing = ran.missing
+    told, fix = [], "make room, then repeat the command; what is done is kept"
     if missing:
-        named = ", ".join(outcome.step.name for outcome in missing)
-        first = missing[0]
-        err(printable(f"error: missing: {named} ({first.step.name}: {first.error})"))
-        err(printable(f"fix: {first.fix or 'mend it, then repeat the command; what is done is kept'}"))
-    elif problem:
-        err(printable(f"error: {problem}"))
-        err("fix: make room, then repeat the command; what is done is kept")
-    return _INCOMPLETE if missing or problem else 0
+        named, first = ", ".join(outcome.step.name for outcome in missing), missing[0]
+        told.append(f"missing: {named} ({first.step.name}: {first.error})")
+        fix = first.fix or "mend it, then repeat the command; what is done is kept"
+    if problem:
+        told.append(getattr(problem, "error", str(problem)))
+        fix = fix if missing else getattr(problem, "fix", None) or fix
+    if told:
+        err(printable(f"error: {'; '.join(told)}"))
+        err(printable(f"fix: {fix}"))
+    return _INCOMPLETE if told else 0
 
 
 def write_pages(exp: Path) -> "list[Answer]":
@@ -135,7 +142,7 @@ def show_plan(config: "Config", of: "Scale", steps: "Sequence", models: int) -> 
     lines, total, most = [], 0.0, 0.0
     for step in steps:
         takes = budget.cost(config, of, step, models)
-        reason = step.absent or ("skipped" if step.name in config.skip else None)
+        reason = step.absent or ("skipped" if step.name in config.skip else of.lacking if budget.asks(step) else None)
         if reason is None:
             total, most = total + takes.seconds, max(most, takes.bytes)
         counts = [f"{takes.passes:.0f}", f"{takes.completions:.0f}", duration(takes.seconds), size(takes.bytes)]

@@ -14,7 +14,7 @@ from typing import Any
 
 from deltalens.checkpoint import plan as preflight
 from deltalens.checkpoint.pair import Pair
-from deltalens.errors import BadInput
+from deltalens.errors import BadInput, DeltalensError
 from deltalens.evaluate.prompts import encoded
 from deltalens.experiment.config import Config
 from deltalens.experiment.phases import Step
@@ -94,6 +94,7 @@ class Scale:
         longest: Tokens of a completion.
         tasks: That eval asks.
         per_pass: Seconds of one pass of 200 items.
+        lacking: Why no model can be asked anything, None where one can: only the weight side will run.
     """
 
     parameters: int
@@ -104,6 +105,7 @@ class Scale:
     longest: int
     tasks: int
     per_pass: float
+    lacking: str | None = None
 
 
 def scale(config: Config) -> Scale:
@@ -117,14 +119,14 @@ def scale(config: Config) -> Scale:
     main = Pair.open(config.main.base, config.main.tuned, headers_only=True)
     elements = [info.elements for info in main.tuned.tensors.values()]
     shapes = [row.shape for row in main.rows if row.name.layer is not None and len(row.shape) == 2]
-    tokens, longest, asked = 0.0, 0, []
+    tokens, longest, asked, lacking = 0.0, 0, [], None
     try:
         chat = chat_of(config.main.tuned)
         asked = tasks(config, chat)
         rows = [encoded(chat, item) for task in asked for item in task.items("test", _SOME, config.seeds[0])]
         tokens, longest = fmean(map(len, rows)), max(config.max_tokens or task.max_tokens or _LONGEST for task in asked)
-    except BadInput:  # no format: only the weight side will run
-        pass
+    except BadInput as problem:
+        lacking = problem.error
     flops = 2.0 * sum(elements) * 200 * tokens
     return Scale(
         parameters=sum(elements),
@@ -135,6 +137,7 @@ def scale(config: Config) -> Scale:
         longest=longest,
         tasks=len(asked),
         per_pass=preflight.MARGIN * flops / (FLOPS_PER_CORE * preflight.cores()),
+        lacking=lacking,
     )
 
 
@@ -148,7 +151,10 @@ def timed(config: Config, of: Scale) -> Scale:
     from deltalens.evaluate.plan import plan
     from deltalens.model.load import load
 
-    asked = plan([config.main.base, config.main.tuned], replace(config.asked, n=config.batch_size))
+    try:
+        asked = plan([config.main.base, config.main.tuned], replace(config.asked, n=config.batch_size))
+    except DeltalensError:  # no format or none in common: every step that needs one will say so
+        return of
     if asked.chat.think is None:
         return of
     model, _ = load(config.main.tuned, config.dtype, config.device)
@@ -157,6 +163,11 @@ def timed(config: Config, of: Scale) -> Scale:
     began = perf_counter()
     p_think(model, prompts, config.batch_size)
     return replace(of, per_pass=(perf_counter() - began) * 200 / len(prompts.items))
+
+
+def asks(step: Step) -> bool:
+    """Whether a step runs a model."""
+    return not step.name.startswith("pairs/") and step.name not in ("stages", "atlas")
 
 
 def cost(config: Config, of: Scale, step: Step, models: int) -> Cost:
@@ -174,7 +185,7 @@ def cost(config: Config, of: Scale, step: Step, models: int) -> Cost:
         times = 3.0 if config.context else 1.0
         times += NULLS if config.context and "nulls" in step.uses and config.nulls != "off" else 0.0
         return Cost(0.0, 0.0, 1.0 + seconds * times, size)
-    if step.name in ("stages", "atlas"):
+    if not asks(step):
         read = sum(seconds for seconds, _ in of.spectra.values())
         return Cost(0.0, 0.0, 1.0 + read, max(size for _, size in of.spectra.values()))
     passes, completions = _COUNTS.get(step.name, _OTHERWISE)(config, of, models)

@@ -1,5 +1,6 @@
 """What an experiment is about and how much of it is run: read from TOML over the packaged defaults. Loads no torch."""
 
+import math
 import re
 import tomllib
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from typing import Any
 from deltalens.checkpoint.header import one_line
 from deltalens.errors import BadInput
 from deltalens.evaluate.plan import Settings
+from deltalens.evaluate.tasks.registry import task
 from deltalens.model.load import DEVICES, DTYPES
 
 DEFAULTS = Path(__file__).with_name("config.default.toml")
@@ -24,6 +26,7 @@ ROLES = ("main", "safety", "sibling", "sft", "rl", "seed")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*", re.ASCII)
 _CHOICES = {"nulls": ("off", "default", "full"), "dtype": DTYPES, "device": DEVICES}
 _LEAST = {"n": 1, "max_tokens": 0, "cells": 1, "top": 1, "minutes": 0, "batch_size": 1}
+_MOST = {"n": 100_000}  # more items would be written out for minutes before anything else is said
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +150,8 @@ def _config(given: dict[str, Any], where: str) -> Config:
     plain: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
     plain |= {"pairs": _pairs(values["pairs"], where), "minutes": float(values["minutes"])}
     plain["alphas"] = tuple(map(float, values["alphas"]))
+    if values["task"]:
+        task(values["task"], None)  # a name that is none should not cost the other steps first
     return Config(**plain)
 
 
@@ -163,6 +168,12 @@ def _value(key: str, value: Any, like: Any, where: str) -> Any:
         raise BadInput(f"{where}: {key} = {value!r} is not possible", nearest(value, _CHOICES[key]))
     if key in _LEAST and not _LEAST[key] <= value < 2**53:
         raise BadInput(f"{where}: {key} = {value!r} is not possible", f"at least {_LEAST[key]}")
+    if key in _MOST and value > _MOST[key]:
+        raise BadInput(f"{where}: {key} = {value!r} is not possible", f"at most {_MOST[key]}")
+    if key == "alphas" and not all(0 < one < math.inf for one in value):
+        raise BadInput(f"{where}: alphas = {value!r} is not possible", "lengths above 0; steer-down takes their sign")
+    if key == "seeds" and (len(set(value)) < len(value) or not all(0 <= one < 2**63 for one in value)):
+        raise BadInput(f"{where}: seeds = {value!r} is not possible", "whole numbers from 0 to 2^63 − 1, each once")
     return value
 
 
@@ -181,6 +192,8 @@ def _pairs(tables: Sequence[dict[str, Any]], where: str) -> tuple[PairOf, ...]:
             raise BadInput(f"{where}: {pair.name!r} is no name of a pair", "letters, digits and hyphens")
         if pair.role not in ROLES:
             raise BadInput(f"{where}: pair {pair.name} has role {pair.role!r}", nearest(pair.role, ROLES))
+        if pair.base == pair.tuned:
+            raise BadInput(f"{where}: base and tuned of pair {pair.name} are both {pair.base}", "two models")
         if pair.name in [other.name for other in found]:
             raise BadInput(f"{where}: two pairs are called {pair.name}", "a name of its own for each")
         found.append(pair)

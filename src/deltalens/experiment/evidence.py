@@ -2,16 +2,24 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from deltalens.errors import BadInput, Refused
+from deltalens.errors import BadInput, DeltalensError, Refused
 from deltalens.evaluate.scores import Row, outcome_pairs, rate_difference
 from deltalens.store.experiment import RECORD, Experiment
 from deltalens.store.run import Run
 from deltalens.sweep.verdicts import LEVEL
+
+THINKS = 0.5
+"""Greedy think ratio from which a model is said to think."""
+
+LEAST = 0.05
+"""A pair whose measure differs by less does not differ in thinking (ours). A probability of 1e-6 moves evenly over all
+prompts, so that the interval of its difference excludes 0, and a share of it is any number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +58,25 @@ class Step:
         if found is None:
             raise BadInput(f"step {self.name} has no {metric} of {arm}")
         return found
+
+    def alike(self, base: str = "base", tuned: str = "tuned") -> str | None:
+        """Why the pair's sides, by the names of their arms, have no difference to take a share of; None where they do.
+
+        None too where their difference is not stored.
+        """
+        sought = (tuned, base, self.metric, self.task)
+        named = (row for row in self.summary if tuple(row[k] for k in ("arm", "reference", "metric", "task")) == sought)
+        whole = next((row["value"] for row in named), LEAST)
+        return None if abs(whole) >= LEAST else f"the pair differs by {whole:.1g} in {self.metric}, less than {LEAST}"
+
+    def share(self, curve: str) -> Row:
+        """F of a curve, without a value where the pair hardly differs.
+
+        Raises:
+            BadInput: There is none.
+        """
+        found, why = self.row(curve, "fraction"), self.alike()
+        return found if why is None else found | {"value": None, "low": None, "high": None, "method": why}
 
     def at(self, curve: str, place: float) -> str:
         """Name of the arm at a place on a curve.
@@ -154,6 +181,28 @@ def step_of(exp: Path, name: str) -> Step:
     results = next((path / "results").glob("*.parquet"), None)
     rows = [] if results is None else found.results(results.stem).to_pylist()
     return Step(name, found.record, found.summary.to_pylist(), [row for row in rows if row["split"] == "test"])
+
+
+def notes(exp: Path) -> list[str]:
+    """What a reader of the verdicts must know first: doubts about the main pair, and a side that thinks or does not."""
+    found: list[str] = []
+    with suppress(DeltalensError):  # its absence is told where it is missing
+        found += run_of(exp).record["warnings"]
+    try:
+        step = step_of(exp, "eval")
+    except DeltalensError:
+        return found
+    whole = [r for r in step.summary if r["metric"] == "think_ratio" and not r["group"] and r["reference"] is None]
+    base, tuned = (max((r["value"] or 0 for r in whole if r["arm"] == source), default=None) for source in _main(exp))
+    if base is not None and base >= THINKS:
+        found.append(f"the base already thinks, in {base:.0%} of its completions of a task")
+    if tuned is not None and tuned < THINKS:
+        found.append(f"the tuned model thinks in no more than {tuned:.0%} of its completions of any task")
+    return found
+
+
+def _main(exp: Path) -> list[str]:
+    return [model["source"] for model in read_exp(exp)["models"][:2]]
 
 
 def why_missing(exp: Path, *names: str, said: str = "was not run") -> str:

@@ -19,9 +19,10 @@ from deltalens.experiment.gather import gather
 from deltalens.experiment.phases import PHASES, Step, steps_of
 from deltalens.experiment.steps import Work
 from deltalens.store.engine import Progress
-from deltalens.store.experiment import RECORD, SCHEMA
+from deltalens.store.experiment import RECORD, SCHEMA, Experiment
 from deltalens.store.files import write_json
 from deltalens.store.parts import part_key
+from deltalens.store.run import Run
 from deltalens.store.session import writing
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -63,7 +64,7 @@ class Ran:
 
     out: Path
     outcomes: tuple[Outcome, ...]
-    problem: str | None = None
+    problem: Exception | None = None
 
     @property
     def missing(self) -> list[Outcome]:
@@ -116,7 +117,7 @@ def run_all(
             gather(out, [o.step for o in outcomes if o.status == DONE])
             write_json(out / RECORD, told)
         except (DeltalensError, OSError) as problem:  # the disk is full: what there is stays readable
-            return Ran(out, tuple(outcomes), str(problem))
+            return Ran(out, tuple(outcomes), problem)
     return Ran(out, tuple(outcomes))
 
 
@@ -149,8 +150,9 @@ def _run(
         earlier = _read(marker)
         # A step that never ran and will not needs no key: that of some would load their modules.
         keys[step.name] = _key(config, step, identities, behind) if earlier or step in wanted else SKIPPED
-        if earlier and earlier.get("key") != keys[step.name]:
-            _wipe(out / step.place)  # of other inputs: nothing may read it any more
+        damaged = earlier.get("done") and not _sound(out / step.place)
+        if earlier and (damaged or earlier.get("key") != keys[step.name]):
+            _wipe(out / step.place)  # also of other inputs: nothing may read it any more
         needed = next((name for name in step.needs if found[name].status != DONE), None)
         share = expected(step) if step in wanted else 0.0
         if earlier.get("key") == keys[step.name] and earlier.get("done") and (out / step.place).exists():
@@ -194,6 +196,19 @@ def _done(step: Step, work: Work, marker: Path, key: str) -> Outcome:
         where = f"{problem.filename}: " if problem.filename else ""
         error = f"{where}{(problem.strerror or str(problem)).lower()}"
         return Outcome(step, MISSING, perf_counter() - began, error, "repeat the command", problem.errno in _FULL)
+
+
+def _sound(place: Path) -> bool:
+    """Whether what a step left behind can be read; what was damaged since is done again."""
+    try:
+        if (place / RECORD).is_file():
+            found = Experiment.open(place)
+            return bool(found.arms.num_columns and found.summary.num_columns)
+        if (place / "run.json").is_file():
+            Run.open(place)
+    except DeltalensError:
+        return False
+    return place.suffix != ".json" or bool(_read(place))
 
 
 def _wipe(place: Path) -> None:

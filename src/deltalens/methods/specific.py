@@ -120,21 +120,27 @@ def judge(by_role: Mapping[str, Sequence[Row]], share: Row) -> Verdict:
         by_role: Paired differences pair − control.
         share: F of the pair's own Δ_k: where it is undefined nothing separates the two sides.
     """
-    if share["low"] is None:
-        return Verdict(UNDECIDED, share["method"])
     if share["n"] < ITEMS:
         return Verdict(UNDECIDED, f"{share['n']} items, {ITEMS} are needed")
+    if share["low"] is None:
+        return Verdict(UNDECIDED, share["method"])
     missing = [role for role in NEEDED if role not in by_role]
     rows = [(role, row) for role in NEEDED for row in by_role.get(role, ())]
     told = "; ".join(f"{role} {_interval(row)}" for role, row in rows)
-    equal = [role for role, row in rows if row["low"] >= -MARGIN and row["high"] <= MARGIN]
+    equal = [role for role, row in rows if _equal(row)]
     if equal:
         return Verdict(CONTRADICTED, f"the {equal[0]} delta does as much: {told}")
     if missing:
         return Verdict(UNDECIDED, f"no {' and no '.join(missing)} pair" + (f" ({told})" if told else ""))
     if all(row["low"] > 0 for _, row in rows):
-        return Verdict(SUPPORTED, f"more than either: {told}")
+        more = [f"{r} {_interval(row)}" for r, own in by_role.items() if r not in NEEDED for row in own if _equal(row)]
+        also = f"; as much: {'; '.join(more)}" if more else ""  # another reasoning training is no counter-evidence
+        return Verdict(SUPPORTED, f"more than either: {told}{also}")
     return Verdict(UNDECIDED, told)
+
+
+def _equal(row: Row) -> bool:
+    return row["low"] >= -MARGIN and row["high"] <= MARGIN
 
 
 def _interval(row: Mapping[str, Any]) -> str:

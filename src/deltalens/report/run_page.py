@@ -20,7 +20,7 @@ from deltalens.report.experiment_read import plain
 from deltalens.report.experiment_words import FILTERS, definitions, signed
 from deltalens.report.page import _environment, _own, write_html
 from deltalens.report.run_files import svg_file
-from deltalens.report.run_parts import records
+from deltalens.report.run_parts import records, texts
 from deltalens.report.run_read import Whole, listed, read_whole, skipped
 from deltalens.report.run_story import story
 
@@ -84,6 +84,7 @@ def build_run_page(exp: Path, anonymise: bool = False) -> str:
         identity=identity(whole),
         answers=answers(whole, anchors),
         signs=WORDS,
+        notes=texts(_told(whole).get("notes")),
         claims=listed(_told(whole), "claims"),
         sections=sections,
         examples=examples(whole),

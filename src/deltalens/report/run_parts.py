@@ -48,3 +48,8 @@ def sentence(title: str, text: str) -> Finding:
 def records(value: Any) -> list[dict[str, Any]]:
     """The records of a list that a file holds, none where it is no list."""
     return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
+
+
+def texts(value: Any) -> list[str]:
+    """The texts of a list that a file holds, none where it is no list."""
+    return [one for one in value if isinstance(one, str)] if isinstance(value, list) else []

@@ -73,7 +73,8 @@ def lambda_at(lambdas: Lambdas, p: Curve, at: float = 0.5, odds: bool = True, le
         lambdas: Ascending.
         p: Probabilities, or 0 and 1.
         at: The value.
-        odds: Interpolate between points in log-odds, which recovers a logistic exactly; else in the mean itself.
+        odds: Interpolate between points in log-odds, which recovers a logistic exactly; else in the mean itself, of
+            something that may jump between them: the interval then holds both neighbours.
         level: Coverage of the interval.
 
     Returns:
@@ -81,7 +82,12 @@ def lambda_at(lambdas: Lambdas, p: Curve, at: float = 0.5, odds: bool = True, le
         counts as the first or the last λ.
     """
     rising = _rising(p)
-    return _interval(rising, lambda means: _crossing(lambdas, means, at, odds), level, _reached(rising, at))
+    found = _interval(rising, lambda means: _crossing(lambdas, means, at, odds), level, _reached(rising, at))
+    if odds or found["low"] is None:
+        return found
+    i = int((rising.mean(1) >= at).argmax())
+    low, high = min(found["low"], lambdas[i - 1]), max(found["high"], lambdas[i])
+    return found | {"low": low, "high": high, "method": "bootstrap by item, no finer than the points"}
 
 
 def width(lambdas: Lambdas, p: Curve, level: float = LEVEL) -> Row:

@@ -126,10 +126,10 @@ def gap(first: Sequence[float], second: Sequence[float], level: float = LEVEL) -
 
 def _lacking(moved: Row) -> Verdict | None:
     """Why nothing can be said, None where something can."""
-    if moved["value"] is None or moved["low"] is None:
-        return Verdict(UNDECIDED, moved["method"])
     if moved["n"] < ITEMS:
         return Verdict(UNDECIDED, f"{moved['n']} items, {ITEMS} are needed")
+    if moved["value"] is None or moved["low"] is None:
+        return Verdict(UNDECIDED, moved["method"])
     return None
 
 
