@@ -123,6 +123,10 @@ def main(out: Path) -> None:
     near = direct.of("pair", "parent")
     distances = {r["reference"]: r["value"] for r in direct.rows if r["metric"] == "relative_distance"}
     equal = [c for c in contrast.curves() if c.endswith("at equal effect")]
+    arms = pq.read_table(out / "lox-reasoning" / "arms.parquet").to_pylist()
+    norm = {a["arm"].removeprefix(f"{four}: "): a["functional_norm"] for a in arms if a["control_of"] == four}
+    specific = Sweep(out / "experiment" / "steps" / "specific")
+    others = {r["arm"]: r for r in specific.rows if r["metric"] == "fraction"}
     verdicts = json.loads((out / "experiment" / "verdicts.json").read_text())
     print(f"""# What the embedded family says
 
@@ -156,7 +160,7 @@ the claim for leaving out is +{interval(lox.of("tuned − Δ_k", "effect_minus_l
 {claims(spectrum)}
 
 {spikes:.0f} singular values stand above what random signs give; they hold {energy:.1%} of ‖Δ‖². \
-{spectrum.of("pair", "spikes_or_bulk")["method"].capitalize()}. No single kind carries the change: \
+The answer is {spectrum.of("pair", "spikes_or_bulk")["method"]}. No single kind carries the change: \
 attention alone gives F {spectrum.of("base + Δ_k of attention", "fraction")["value"]:.2f}, MLP alone \
 {spectrum.of("base + Δ_k of mlp", "fraction")["value"]:.2f}, all seven {
         spectrum.of("base + Δ_k", "fraction")["value"]:.2f}. \
@@ -169,10 +173,9 @@ p(think) is a sigmoid: parts that are each far from the threshold do little alon
 n = 20, so nothing is claimed. Relative distances to the tuned model: {
         ", ".join(f"{n} {d:.4f}" for n, d in distances.items())
     }. \
-The nearer one is **{near["reference"]}**: {
-        near["method"]
-    }. Training undid two thirds of the step before it, so that on this \
-family the grandparent lies nearer than the parent: distance alone does not name a parent.
+The nearer one is **{near["reference"]}**: {near["method"]}. Reasoning training went {
+        direct.of("pair", "along_base_to_parent")["value"]:.2f} of the way back from \
+instruct to base, so that on this family the grandparent lies nearer than the parent: distance alone does not name a parent.
 
 ### 4. contrast: w = θ⁺ − θ⁻ beside the task vector and a steering vector
 
@@ -202,6 +205,11 @@ here, for {cuts(rl)} of reasoning-rl and for {
 
 {table(["question", "answer", "why"], [[v["question"], f"**{v['word']}**", v["why"]] for v in verdicts["verdicts"]])}
 
+**Other deltas in the same place**, each at the length of the pair's own on the same inputs: {
+        "; ".join(f"{arm} F {interval(r, '.3f')}" for arm, r in others.items())
+    }. \
+What reward taught another start does nearly as much as what examples taught this one; an instruct, a sibling and a safety tune do nothing.
+
 ## Published claims beside this pair
 
 {
@@ -213,8 +221,12 @@ here, for {cuts(rl)} of reasoning-rl and for {
 
 ## What would generalise, and what would not
 
-- *The instrument's side*: equal-norm Gaussian and Haar controls are several times shorter on real inputs than a trained Δ of the same ‖Δ‖; \
-a control that does nothing because it is short is no control. This is arithmetic and holds for any model.
+- *Controls*: on real inputs base + Δ_4 is {norm["random U 0"]:.1f} long (‖ΔΣ^½‖), a Gaussian of the same ‖Δ‖ {
+        norm["Gaussian 0"]:.1f}, the same σ between random \
+sides {
+        norm[
+            "Haar U, V 0"
+        ]:.1f}. A control that does nothing because it is short is no control: any model whose inputs are far from isotropic will show it.
 - *Thresholds*: a greedy think ratio and p(think) answer differently wherever thinking competes with many other first tokens. Any model \
 whose alternatives are spread out will show it.
 - *Not shown*: that these ranks, kinds or layers carry over. Four layers of width 128 trained on one synthetic skill are no sample of language models.
