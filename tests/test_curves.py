@@ -50,6 +50,13 @@ def test_f_is_undefined_where_the_pair_does_not_differ() -> None:
     assert enough(found).word == causal(found, None).word == "undecided"
 
 
+def test_a_tiny_probability_that_moves_evenly_is_no_difference() -> None:
+    base, tuned = around(1e-6, 1e-8), around(5e-6, 1e-8)
+    found = fraction(base, around(-9e-6, 1e-8), tuned)  # else F = −2.5 with a narrow interval
+    assert found["value"] is None and "less than 0.05" in found["method"]
+    assert fraction(around(0.1, 1e-3), around(0.12, 1e-3), around(0.16, 1e-3))["low"] > 0.2
+
+
 def claimed(low: float, high: float, n: int = N) -> dict[str, Any]:
     return {"n": n, "value": (low + high) / 2, "low": low, "high": high, "method": ""}
 

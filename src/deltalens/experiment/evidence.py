@@ -17,10 +17,6 @@ from deltalens.sweep.verdicts import LEVEL
 THINKS = 0.5
 """Greedy think ratio from which a model is said to think."""
 
-LEAST = 0.05
-"""A pair whose measure differs by less does not differ in thinking (ours). A probability of 1e-6 moves evenly over all
-prompts, so that the interval of its difference excludes 0, and a share of it is any number."""
-
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -58,25 +54,6 @@ class Step:
         if found is None:
             raise BadInput(f"step {self.name} has no {metric} of {arm}")
         return found
-
-    def alike(self, base: str = "base", tuned: str = "tuned") -> str | None:
-        """Why the pair's sides, by the names of their arms, have no difference to take a share of; None where they do.
-
-        None too where their difference is not stored.
-        """
-        sought = (tuned, base, self.metric, self.task)
-        named = (row for row in self.summary if tuple(row[k] for k in ("arm", "reference", "metric", "task")) == sought)
-        whole = next((row["value"] for row in named), LEAST)
-        return None if abs(whole) >= LEAST else f"the pair differs by {whole:.1g} in {self.metric}, less than {LEAST}"
-
-    def share(self, curve: str) -> Row:
-        """F of a curve, without a value where the pair hardly differs.
-
-        Raises:
-            BadInput: There is none.
-        """
-        found, why = self.row(curve, "fraction"), self.alike()
-        return found if why is None else found | {"value": None, "low": None, "high": None, "method": why}
 
     def at(self, curve: str, place: float) -> str:
         """Name of the arm at a place on a curve.

@@ -174,7 +174,7 @@ def _low_rank(exp: Path) -> _Said:
 
 def _put_in(step: Step, curve: str, judged: Callable[[Row, Row | None], Verdict]) -> _Said:
     """What a curve from the base shows: F and effect − largest control."""
-    share, claim = step.share(curve), step.find(curve, "effect_minus_largest_control")
+    share, claim = step.row(curve, "fraction"), step.find(curve, "effect_minus_largest_control")
     numbers = [_number("F", share, step.name, share["reference"])]
     if claim is not None:
         numbers.append(_number("effect − largest control", claim, step.name, claim["reference"]))
@@ -184,7 +184,7 @@ def _put_in(step: Step, curve: str, judged: Callable[[Row, Row | None], Verdict]
 def _left_out(step: Step, curve: str) -> _Said:
     """The same of a curve from the tuned model."""
     said = _put_in(step, curve, lambda share, _: enough(left_out(share)))
-    share = left_out(step.share(curve))
+    share = left_out(step.row(curve, "fraction"))
     return _Said(said.verdict, (_number("1 − F", share, step.name, share["reference"]), *said.numbers[1:]))
 
 
@@ -208,10 +208,7 @@ def _steered(exp: Path) -> _Said:
         swept = step_of(exp, "rank")
         if swept.record["template"] == step.record["template"] and swept.metric == step.metric:
             three = joined(step.values("baseline"), step.values(point), swept.values("tuned"))
-            if (why := swept.alike()) is not None:
-                share["method"] = why
-            elif three is not None:
-                share = fraction(three[0], three[1], three[2])
+            share = share if three is None else fraction(three[0], three[1], three[2])
     except DeltalensError:
         pass
     numbers = [_number("F of steering", share, step.name, point)]
@@ -250,7 +247,7 @@ def _of_cells(said: _Said) -> _Said:
 
 def _choice(exp: Path) -> _Said:
     def asked(step: Step) -> _Said:
-        share = step.share(OUT)
+        share = step.row(OUT, "fraction")
         arm = share["reference"]
         thinking, skill = (step.shift("tuned", arm, outcome) for outcome in ("think_ratio", "forced_accuracy"))
         said = choice(thinking, skill)
@@ -264,7 +261,7 @@ def _choice(exp: Path) -> _Said:
 
 def _specific(exp: Path) -> _Said:
     step, roles = step_of(exp, "specific"), pairs_of(exp)
-    share = step.share(MAIN)
+    share = step.row(MAIN, "fraction")
     numbers, by_role = [_number("F", share, step.name, MAIN)], {}
     for name, role in roles.items():
         row = step.find(f"Δ_k of {name}", "specific")
@@ -302,8 +299,6 @@ def _sharp(exp: Path) -> _Said:
     step = step_of(exp, "transition")
     sharpness = step.row(FULL, "sharpness")
     word, _, why = sharpness["method"].partition(": ")
-    if (alike := step.alike("λ = 0", "λ = 1")) is not None:
-        word, why = UNDECIDED, alike
     named = {"J": "sharpness", "width λ(.9) − λ(.1)": f"width_{step.metric}"}
     named |= {f"λ50 of {step.metric}": f"lambda50_{step.metric}", "λ50 of the think ratio": "lambda50_think_ratio"}
     numbers = tuple(_number(name, row, step.name, FULL) for name, m in named.items() if (row := step.find(FULL, m)))

@@ -15,7 +15,7 @@ from deltalens.sweep.arms import Arm
 from deltalens.sweep.bench import BASE, TUNED, Found
 from deltalens.sweep.curves import Swept
 from deltalens.sweep.pair import Pairing
-from deltalens.sweep.verdicts import LEVEL
+from deltalens.sweep.verdicts import LEVEL, unseparated
 
 FLIPS = 10_000
 """Sign flips of a test; a hundred for every test where there are more, or Holm's least p would be above `ALPHA`."""
@@ -55,7 +55,7 @@ def judged(run: Sequence[Tried], found: Sequence[Found], start: Mapping[str, Fou
     """
     values = {side: np.array(f.values(metric)) for side, f in start.items()}
     whole = mean((values[TUNED] - values[BASE]).tolist(), LEVEL)
-    differs = whole["low"] is not None and not whole["low"] <= 0 <= whole["high"]
+    differs = whole["low"] is not None and unseparated(whole) is None
     changes = [np.array(f.values(metric)) - values[STARTS[t.direction]] for t, f in zip(run, found, strict=True)]
     p = sign_flips(np.array(changes)) if changes else []
     made = []

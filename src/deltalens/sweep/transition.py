@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Float64
 
-from deltalens.evaluate.scores import Row
+from deltalens.evaluate.scores import Row, mean
 from deltalens.statistics import CLUSTERS, bootstrap
-from deltalens.sweep.verdicts import CONTRADICTED, LEVEL, SUPPORTED, UNDECIDED, Verdict
+from deltalens.sweep.verdicts import CONTRADICTED, LEVEL, SUPPORTED, UNDECIDED, Verdict, unseparated
 
 POINTS = 21
 """Fewest λ in [0, 1] for a verdict."""
@@ -116,6 +116,8 @@ def verdict(lambdas: Lambdas, p: Curve, found: Row) -> Verdict:
         return Verdict(UNDECIDED, f"{len(at)} points in [0, 1], {POINTS} are needed")
     if found["low"] is None:
         return Verdict(UNDECIDED, found["method"])
+    if (why := unseparated(mean((curve[-1] - curve[0]).tolist(), LEVEL))) is not None:
+        return Verdict(UNDECIDED, why)
     if found["high"] <= SMOOTH:
         return Verdict(CONTRADICTED, "smooth in log-odds")
     if found["low"] < SHARP:

@@ -16,6 +16,9 @@ ITEMS = 200
 """Fewest items of the test split for a verdict on a cause."""
 CAUSAL, NOTHING = 0.2, 0.1
 """F from which on an effect counts, and the F within which nothing has happened."""
+LEAST = 0.05
+"""A pair whose measure differs by less does not differ in thinking, and has no F (ours). A probability of 1e-6 moves
+evenly over all prompts: the interval of its difference excludes 0, and a share of that is any number."""
 ENOUGH, PART = 0.8, 0.5
 """Lower bound of F that is sufficient (of 1 − F: necessary), and the upper bound that is not."""
 SUPPORTED, CONTRADICTED, UNDECIDED = "supported", "contradicted", "undecided"
@@ -44,18 +47,35 @@ def fraction(base: Sequence[float], arm: Sequence[float], tuned: Sequence[float]
         level: Coverage of both intervals.
 
     Returns:
-        The columns n, value, low, high, method and p of a summary; no value where the denominator's interval holds 0.
+        The columns n, value, low, high, method and p of a summary; no value where the pair is not separated.
     """
     effect, whole = gap(base, arm, level), gap(base, tuned, level)
     row = {"n": len(arm), "value": None, "low": None, "high": None, "p": None}
+    if (why := unseparated(whole)) is not None:
+        return row | {"method": why}
     if effect["low"] is None or whole["low"] is None:
-        value = effect["value"] / whole["value"] if whole["value"] else None
-        return row | {"value": value, "method": effect["method"]}
+        return row | {"value": effect["value"] / whole["value"], "method": effect["method"]}
     ends = ratio((effect["low"], effect["high"]), (whole["low"], whole["high"]))
-    if ends is None:
-        return row | {"method": "the tuned model is not shown to differ from the base"}
-    value = effect["value"] / whole["value"]
-    return row | {"value": value, "low": ends[0], "high": ends[1], "method": "ratio of paired bootstrap intervals"}
+    assert ends is not None  # the denominator is not 0
+    return row | {
+        "value": effect["value"] / whole["value"],
+        "low": ends[0],
+        "high": ends[1],
+        "method": "ratio of paired bootstrap intervals",
+    }
+
+
+def unseparated(whole: Row) -> str | None:
+    """Why the difference of a pair is nothing to take a share of; None where it is something.
+
+    Args:
+        whole: The paired difference, tuned − base, with its interval where there is one.
+    """
+    if whole["low"] is not None and whole["low"] <= 0 <= whole["high"]:
+        return "the tuned model is not shown to differ from the base"
+    if abs(whole["value"]) < LEAST:
+        return f"the pair differs by {whole['value']:.1g}, less than {LEAST}"
+    return None
 
 
 def left_out(share: Row) -> Row:
