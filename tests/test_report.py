@@ -302,7 +302,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 def test_bad_input(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     for arguments, fault in {
-        (): "no RUN directory",
+        (): "no directory",
         ("nowhere",): "there is no directory nowhere",
         (str(tmp_path),): "is not a RUN",
         (str(run.path), str(run.path)): "named twice",

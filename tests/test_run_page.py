@@ -14,8 +14,10 @@ from test_report import CHROMIUM, HOSTILE, Page, assert_self_contained
 from whole_factory import BASE, QUESTIONS, STEPS, TUNED, a_run, stages
 
 from deltalens.cli.report import Report
+from deltalens.cli.run import write_pages
 from deltalens.errors import BadInput
 from deltalens.report.experiment_words import value
+from deltalens.report.page import RUNS
 from deltalens.report.run_files import mixed
 from deltalens.report.run_page import build_run_page, save_figures, write_run_page
 from deltalens.report.run_read import read_whole
@@ -56,6 +58,22 @@ def test_doubts_about_the_pair_stand_above_the_card(copy: Path) -> None:
     html = build_run_page(copy)
     opened(html)
     assert html.index("wrong base: x") < html.index('class="verdicts"')
+
+
+def test_more_pairs_than_one_page_of_spectra_tells_apart(copy: Path) -> None:
+    record = json.loads((copy / "experiment.json").read_text())
+    safety = record["config"]["pairs"][1]
+    for i in range(RUNS + 2):
+        shutil.copytree(copy / "pairs" / "safety", copy / "pairs" / f"more-{i}")
+        record["config"]["pairs"].append(safety | {"name": f"more-{i}"})
+    write_json(copy / "experiment.json", record)
+    (copy / "spectra.html").unlink()
+    (copy / "refusal.json").unlink()
+    shutil.rmtree(copy / "steps")
+    write_pages(copy)
+    spectra = (copy / "spectra.html").read_text()
+    assert "more-3" in spectra and "more-4" not in spectra and TUNED in spectra
+    assert "more-7" in (copy / "report.html").read_text()  # its table holds all
 
 
 def test_the_card_and_what_it_leads_to(exp: Path) -> None:

@@ -34,10 +34,10 @@ class Report:
         from deltalens.store.run import Run
 
         if not self.dirs:
-            raise BadInput("no RUN directory is named", "deltalens report RUN")
+            raise BadInput("no directory is named", "deltalens report DIR")
         for folder in self.dirs:
             if not Path(folder).is_dir():
-                raise BadInput(f"there is no directory {folder}", "deltalens measure BASE TUNED --out RUN")
+                raise BadInput(f"there is no directory {folder}", "what run, measure, eval, … wrote with --out")
         page = Path(self.out) if self.out is not None else Path(self.dirs[0]) / "report.html"
         from deltalens.report.run_read import is_run
 

@@ -108,14 +108,15 @@ def write_pages(exp: Path) -> "list[Answer]":
     from deltalens.experiment.claims import claims
     from deltalens.experiment.evidence import pairs_of
     from deltalens.experiment.verdicts import verdicts, write_verdicts
-    from deltalens.report.page import write_page
+    from deltalens.report.page import RUNS, write_page
     from deltalens.report.run_page import write_run_page
     from deltalens.store.run import Run as Measured
 
     answers = verdicts(exp)
     write_verdicts(exp, answers, claims(exp))
     main, *others = (exp / "pairs" / name for name in pairs_of(exp))
-    runs = [Measured.open(run) for run in (*others, main) if _complete(run)]
+    beside = [run for run in others if _complete(run)][: RUNS - 1]  # more cannot be told apart on one page
+    runs = [Measured.open(run) for run in (*beside, main) if _complete(run)]
     if runs:
         write_page(runs, exp / "spectra.html")  # the last is the one in question
     write_run_page(exp, exp / "report.html")
