@@ -21,6 +21,7 @@ from deltalens.checkpoint.chat import Chat, read_chat
 from deltalens.checkpoint.source import open_checkpoint
 from deltalens.errors import BadInput
 from deltalens.evaluate.tasks import (
+    arithmetic,
     chain,
     choice,
     countdown,
@@ -83,7 +84,7 @@ def test_every_split_owns_its_prompts(name: str) -> None:
 
 def test_ids_are_the_same_on_every_machine() -> None:
     ids = [item.id for name in registry.names() for item in get(name).items("test", 20, 5)]
-    assert hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16] == "08f7cc3aed9bcffb"
+    assert hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16] == "a97d5f0e2c446348"
 
 
 @pytest.mark.parametrize(("name", "limit"), [("facts", 24), ("guarded", 24), ("chain-easy", 210), ("chain", 1680)])
@@ -333,6 +334,29 @@ def test_modular_is_solved_by_substitution_and_never_leaves_its_range() -> None:
     backward = next(item for item in found if "/reverse/" in item.id)
     lines = backward.prompt.split("\n")[:-1]
     assert [line.split(" = ")[0] for line in reversed(lines)] == [w.split(" = ")[0] for w in backward.work.split("\n")]
+
+
+def test_arithmetic_in_words_is_solved_by_reading_it() -> None:
+    said = re.compile(r"(add|increase|more)|(subtract|away|decrease|remove)|(multiply|times)", re.IGNORECASE)
+    items = get("arithmetic").items("test", 200, 3)
+    assert Counter(item.depth for item in items) == dict.fromkeys(arithmetic.DEPTHS, 50)
+    signs: Counter[str] = Counter()
+    for item in items:
+        start, *steps, _ = re.split(r"(?<=[.?]) ?", item.prompt)[:-1]
+        values = [int(re.findall(r"\d+", start)[0])]
+        for step in steps:
+            (n,), found = map(int, re.findall(r"\d+", step)), said.search(step)
+            assert found is not None, step
+            sign = "+-*"[[bool(g) for g in found.groups()].index(True)]
+            signs[sign] += 1
+            values.append(values[-1] + n if sign == "+" else values[-1] - n if sign == "-" else values[-1] * n)
+        assert len(steps) == item.depth and str(values[-1]) == item.answer and all(0 <= v <= 99 for v in values)
+        lines = item.work.split("\n")
+        assert [int(line.split("=")[1]) for line in lines] == values[1:]
+        assert all(eval(left) == int(right) for left, right in (line.split("=") for line in lines))
+    assert min(signs.values()) > 0.15 * signs.total()
+    # The answer says nothing that the last step does not: no value is far more frequent than the rest.
+    assert max(Counter(item.answer for item in items).values()) < 20
 
 
 def test_the_shortcut_is_right_only_where_no_variable_is_subtracted() -> None:

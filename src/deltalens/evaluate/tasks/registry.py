@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from deltalens.errors import BadInput, printable
 from deltalens.evaluate.tasks import (
+    arithmetic,
     chain,
     choice,
     countdown,
@@ -39,6 +40,7 @@ _TASKS = {
         dyck.TASK,
         countdown.TASK,
         choice.TASK,
+        arithmetic.TASK,
     )
 }
 _NATURAL = ("modular", "deduction", "choice", "refusal")
