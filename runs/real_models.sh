@@ -25,7 +25,7 @@ Disk is what both sides take in bfloat16. *Spectra* is `deltalens measure` alone
 in float32 on a CPU, with the base as a second model for the KL and the singular vectors of Δ; in bfloat16 on a GPU the
 models take half, and `kl = false` leaves one of them out. *Time of the run* is for the two CPU cores of this machine at
 4096 tokens a completion, which says that these pairs want a GPU. `--dry-run` on your machine says what every step takes,
-`--minutes` thins it, and a config with `max_tokens = 1024` or `skip = ["negate"]` takes most of the completions away.
+`--minutes` thins it, and a config with `generate = "few"` or `max_tokens = 1024` takes most of the completions away.
 Nothing of this table was run: figures are estimates from headers of these shapes, on two cores.
 
 | command | disk | spectra: memory, time | memory of the run | time of the run |

@@ -66,6 +66,10 @@ def test_the_shipped_configurations_read() -> None:
         ("task = 'chain-hrad'", "chain-hrad: no such task", "did you mean chain-hard?"),
         ("alphas = ['x']", "alphas = ['x']", "alphas = ["),
         ("minutes = -1", "minutes = -1", "at least 0"),
+        ("temperature = -1", "temperature = -1", "at least 0"),
+        ("temperature = 1e-9", "temperature = 1e-09", "0 for greedy"),
+        ("generate = 'al'", "generate = 'al'", "all; there are"),
+        ("generated = -1", "generated = -1", "at least 0"),
         ("nulls = 'ful'", "nulls = 'ful'", "full; there are"),
         ("dtype = 'fp32'", "dtype = 'fp32'", "float32; there are"),
         ("n = ", "is not TOML", "key = value"),
@@ -92,6 +96,21 @@ def test_mistakes_name_what_was_meant(text: str, error: str, fix: str, tmp_path:
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="no such file"):
         read_config(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize(("name", "says"), [("/dev/zero", "not a regular file"), ("large", "1,000,001 bytes")])
+def test_what_has_no_end_is_not_read(name: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / "large").write_bytes(b"#" * 1_000_001)
+    with pytest.raises(BadInput, match=says) as found:
+        read_config(tmp_path / name)
+    assert found.value.fix == "--config FILE.toml"
+
+
+def test_interventions_are_greedy_and_eval_keeps_the_tasks_own(tmp_path: Path) -> None:
+    config = read_config(written(tmp_path, f"n = 200\ngenerated = 100\n{MAIN}"))
+    assert (config.swept.temperature, config.asked.temperature, config.evaluated.temperature) == (0.0, None, None)
+    assert (config.swept.n, config.evaluated.n) == (200, 100)
+    assert read_config(written(tmp_path, f"temperature = 1\n{MAIN}")).swept.temperature == 1.0
 
 
 def test_no_time_at_all() -> None:

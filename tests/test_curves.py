@@ -1,6 +1,7 @@
 """Curves over a pair: verdicts by their rules, the planted cause found, grids read, and nothing done twice."""
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,13 @@ def test_choice_or_skill_by_the_rule() -> None:
     assert choice(fell, lost).word == "contradicted"
     assert choice(claimed(-0.9, -0.4), kept).word == "undecided"
     assert choice(fell, claimed(-0.2, 0.0)).word == "undecided"
+
+
+def test_thinking_that_rises_is_not_said_to_fall() -> None:
+    assert choice(claimed(0.9, 1.1), claimed(-0.05, 0.02)).why.startswith("thinking does not fall: +1.00, forced")
+    assert choice(claimed(-0.9, -0.7), claimed(0.01, 0.03)).why == (
+        "thinking falls by 0.80, forced accuracy does not fall: +0.02"
+    )
 
 
 def test_points_are_added_where_the_measure_jumps_until_it_is_known() -> None:
@@ -240,6 +248,58 @@ def test_both_ends_of_a_curve_are_the_two_sides() -> None:
     assert one.xs[-1] == 1 and len(one.xs) > 2  # refined
     assert one.found[-1].values("p_think") == found.tuned.values("p_think")
     assert "kl" not in one.found[0].probabilities
+
+
+def told(planted: Swept, **changed: Any) -> Swept:
+    """Both kinds taken out of the planted pair."""
+    record = {"base": planted_pair(planted)[0], "tuned": planted_pair(planted)[1]}
+    record |= {"edit": [{"operator": "revert", "rank": 1}]}
+    warm = changed.pop("temperature", None)
+    asked = pairing(record["base"], record["tuned"], Settings(n=N, max_tokens=2, temperature=warm))
+    varied = read_grid([f"kinds = {json.dumps(KINDS[:1])}"], record)
+    return grid(replace(asked, **changed), from_record(record), varied, kl=False)
+
+
+def planted_pair(planted: Swept) -> list[str]:
+    edit = json.loads(next(a["edit"] for a in planted.arms if a["arm"] == "base"))
+    return [edit["base"], edit["tuned"]]
+
+
+def wrote(found: Swept) -> dict[str, set[str]]:
+    """Items that an arm completed, by arm."""
+    arms: dict[str, set[str]] = {}
+    for row in found.rows:
+        if row["text"] is not None:
+            arms.setdefault(row["arm"], set()).add(row["item"])
+    return arms
+
+
+def test_a_choice_is_told_of_greedy_completions_only(planted: Swept) -> None:
+    warm, few = told(planted, temperature=0.6), told(planted, generate="few")
+    for found, why in ((warm, "decoded at temperature 0.6, not greedily"), (few, 'no completions: generate = "few"')):
+        (curve,) = found.drawn
+        assert claim(found, curve, "choice")["method"] == f"undecided: {why}"
+        assert claim(found, curve, "necessary")["method"].startswith("supported")  # rests on p_think
+    assert len(wrote(warm)) == 4 and not wrote(few)
+
+
+def test_completions_of_the_first_items_leave_every_probability(planted: Swept) -> None:
+    found = told(planted, generated=60)
+    (curve,) = found.drawn
+    items = [item.id for item in found.base.prompts.items]
+    assert wrote(found).keys() == {"base", "tuned", found.drawn[curve].point.name, found.drawn[curve].controls[0].name}
+    assert all(done == set(items[:60]) for done in wrote(found).values())
+    for arm in wrote(found):
+        free = [r for r in found.rows if r["arm"] == arm and r["mode"] == "free"]
+        assert len(free) == N and all(r["p_think"] is not None for r in free)
+    assert claim(found, curve, "choice")["method"] == "undecided: 60 items, 200 are needed"
+    assert claim(found, curve, "necessary")["n"] == N
+
+
+def test_a_pair_that_is_no_family_member_is_decoded_greedily_unless_asked_otherwise(planted: Swept) -> None:
+    base, tuned = planted_pair(planted)
+    assert pairing(base, tuned, Settings(n=2)).asked.temperature == 0.0
+    assert pairing(base, tuned, Settings(n=2, temperature=0.6)).asked.temperature == 0.6
 
 
 def test_strengths_that_differ_late_are_two_arms_and_one_strength_is_refined_too() -> None:

@@ -220,6 +220,34 @@ def test_every_way_answers_the_other_tasks(negated: Swept) -> None:
         assert value(negated, one.point.name, "forced_accuracy") is not None
 
 
+def test_what_was_cut_is_said_and_does_not_hang_on_the_price(negated: Swept) -> None:
+    assert told(negated, "cut_direction") == "thinks − answers at once, tuned"
+    with bench.bench(replace(asked(), prices=False), {"recipe": "test"}, None, None, None) as at:
+        found = {a.direction.layer: a.direction for a in thinking_directions(at)}
+    for layer, d in found.items():
+        one = next(e for e in negated.drawn[f"cut v of layer {layer}"].point.point.arm.edit["edit"])
+        assert one["direction"].endswith(d.id)
+        assert d.contrast == told(negated, "cut_direction")
+
+
+def test_of_many_cuts_the_foremost_alone_writes_where_points_do(folder: Path, negated: Swept) -> None:
+    found = negate(replace(asked(), generate="points", prices=False), kl=False)
+    assert found.drawn.keys() == negated.drawn.keys()
+    moved = {
+        name: abs(value(found, one.point.name, "p_think", "chain-hard (select)") - before)
+        for name, one in found.drawn.items()
+        if name.startswith("cut v of layer") and (before := value(found, "tuned", "p_think", "chain-hard (select)"))
+    }
+    foremost = max(moved, key=lambda name: moved[name])
+    for name in moved:
+        point = found.drawn[name].point
+        said = next(r["method"] for r in found.drawn[name].rows if r["metric"] == "choice")
+        assert bool(point.rows) == (name == foremost)
+        why = f"undecided: no completions: of cuts of one layer only the foremost, {foremost}, writes them"
+        assert said == (f"undecided: {N} items, 200 are needed" if name == foremost else why)
+    assert not any(r["task"] == "facts" for r in found.rows)
+
+
 def test_the_bank_and_the_records_of_arms_belong_together(negated: Swept, folder: Path) -> None:
     named = [d.id for d in read_directions(str(folder / "negate" / BANK))]
     assert named == [*(f"layers.{i}.difference" for i in range(4)), "layers.all.difference"]
@@ -234,7 +262,7 @@ def test_the_bank_and_the_records_of_arms_belong_together(negated: Swept, folder
 def test_finished_recipes_are_read_back_and_nothing_is_done_again(
     folder: Path, contrasted: Swept, negated: Swept, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    works = [(bench, "p_think"), (bench, "completions"), (bench, "kl_per_token"), (activation_arms, "read")]
+    works = [(bench, "p_think"), (bench, "completions"), (bench, "p_think_and_kl"), (activation_arms, "read")]
     for module, work in works:
         monkeypatch.setattr(module, work, lambda *_: pytest.fail("done again"))
     assert contrast(asked(), folder / "contrast").summary == contrasted.summary

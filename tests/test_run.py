@@ -4,6 +4,8 @@ import errno
 import json
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,8 +23,9 @@ from deltalens.experiment import budget, steps
 from deltalens.experiment.config import DEMO, Config, default, read_config
 from deltalens.experiment.phases import steps_of
 from deltalens.experiment.run import Outcome, Ran, run_all
+from deltalens.experiment.verdicts import verdicts
 from deltalens.store.experiment import Experiment
-from deltalens.sweep import controls
+from deltalens.sweep import bench, controls
 
 PAIRS = {
     "main": ("family:instruct", "family:reasoning", "main"),
@@ -347,12 +350,81 @@ def test_fewer_minutes_leave_out_more() -> None:
 
     demo = read_config(DEMO)
     of, planned = replace(budget.scale(demo), per_pass=0.15), steps_of(demo, Path("exp"))
-    told = [plan(minutes)[1] for minutes in (0.0, 60.0, 4.0, 1.0)]
+    told = [plan(minutes)[1] for minutes in (0.0, 60.0, 3.0, 1.0)]
     assert told[0] == told[1] == []
     assert told[3][: len(told[2])] == told[2]
     assert len(told[3]) > len(told[2]) > 0
     with pytest.raises(BadInput, match=r"0\.01 minutes are not enough"):
         plan(0.01)
+
+
+def planned(config: Config) -> dict[str, int]:
+    """Arms that write completions, by step, at most."""
+    of, planned = budget.scale(config), steps_of(config, Path("exp"))
+    models = len(next(step.models for step in planned if step.name == "eval"))
+    costs = {step.name: budget.cost(config, of, step, models).arms for step in planned}
+    return {name: arms for name, arms in costs.items() if name not in config.skip and arms}
+
+
+def test_the_demo_writes_completions_of_no_more_than_40_arms() -> None:
+    demo = read_config(DEMO)
+    assert sum(planned(demo).values()) <= 40
+    few = replace(demo, generate="few")
+    assert planned(few) == {"eval": 2, "rank": 4}
+    assert sum(planned(replace(demo, generate="all")).values()) > 60
+
+
+def written(exp: Path) -> dict[str, dict[str, set[str]]]:
+    """Items that were completed, by step and arm."""
+    found: dict[str, dict[str, set[str]]] = {}
+    for path in (exp / "results").glob("*.parquet"):
+        for row in pq.read_table(path).to_pylist():
+            if row.get("text") is not None:  # a probe's tokens have none
+                found.setdefault(path.stem, {}).setdefault(row["arm"], set()).add(row["item"])
+    return found
+
+
+@pytest.mark.parametrize("generate", ["points", "few"])
+def test_as_many_arms_write_as_planned_and_the_sides_once(
+    generate: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, exp = config(tmp_path, ("eval", "transition", "rank")), tmp_path / "exp"
+    path.write_text(f'generate = "{generate}"\ngenerated = 5\nparts = false\n{path.read_text()}')
+    calls = 0
+
+    def counted(*args: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return completions(*args)
+
+    completions = bench.completions
+    monkeypatch.setattr(bench, "completions", counted)
+    with one_control():
+        assert run(path, exp) == 0
+    found = written(exp)
+    arms, most = {step: len(of) for step, of in found.items()}, planned(read_config(path))
+    assert arms.keys() == most.keys()
+    assert all(arms[step] <= most[step] for step in arms)
+    assert all(len(items) == 5 for of in found.values() for items in of.values())
+    sides = 2 * (len(arms.keys() - {"eval"}) - 1)  # shown by every step, written by the first
+    assert calls == 2 * (sum(arms.values()) - arms["eval"] - sides)  # free and forced
+    if generate == "few":
+        assert found["rank"].keys() >= {"base", "tuned"}
+        answers = json.loads((exp / "verdicts.json").read_text())["verdicts"]
+        why = {one["question"]: one["why"] for one in answers}
+        assert why["choice rather than skill?"] == "5 items, 200 are needed"
+
+
+def test_a_damaged_refusal_is_told_and_done_again(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    path, exp = finished
+    again = Path(shutil.copytree(exp, tmp_path / "exp"))
+    for text in ('{"model": "x"}', '{"rows": [{}]}', '{"rows": [1'):
+        (again / "refusal.json").write_text(text)
+        answer = next(a for a in verdicts(again) if a.question.startswith("distinct"))
+        assert (answer.word, answer.why) == ("undecided", "refusal.json is damaged")
+    (again / "refusal.json").write_text('{"model": "x"}')
+    assert run(path, again) == 0
+    assert tables(again) == tables(exp)
 
 
 def test_a_plain_pair_has_no_steps_that_need_controls() -> None:
@@ -400,12 +472,22 @@ def test_every_step_runs(tmp_path: Path) -> None:
     assert {*EVERY, "direction"} <= steps_done
     prefixes = {arm.partition(": ")[0] for arm in Experiment.open(exp).summary["arm"].to_pylist()}
     assert prefixes == {*EVERY}
+    most = planned(read_config(path))
+    assert all(len(arms) <= most[step] for step, arms in written(exp).items())
 
 
 @pytest.mark.slow
 def test_the_demo_gives_the_known_verdicts(tmp_path: Path) -> None:
-    """What the family was made to show: a choice, low in rank, in its own place (about four minutes)."""
-    assert main(["demo", "--out", str(tmp_path / "demo"), "--quiet"]) == 0
+    """What the family was made to show: a choice, low in rank, in its own place (about four minutes).
+
+    A process of its own, as users run it: checks of every type take it half an hour.
+    """
+    command = [sys.executable, "-m", "deltalens", "demo", "--out", str(tmp_path / "demo"), "--quiet"]
+    subprocess.run(command, check=True)
+    arms = {step: len(of) for step, of in written(tmp_path / "demo").items()}
+    most = planned(read_config(DEMO))
+    assert all(arms[step] <= most[step] for step in arms)
+    assert 20 < sum(arms.values()) <= 40
     answers = json.loads((tmp_path / "demo" / "verdicts.json").read_text())["verdicts"]
     words = {one["question"].partition(" (")[0].rstrip("?"): one["word"] for one in answers}
     assert words["low-rank above noise"] == "supported"

@@ -22,7 +22,7 @@ from deltalens.report.run_files import mixed
 from deltalens.report.run_page import build_run_page, save_figures, write_run_page
 from deltalens.report.run_read import read_whole
 from deltalens.report.run_story import story
-from deltalens.store.experiment import Experiment
+from deltalens.store.experiment import Experiment, write_summary
 from deltalens.store.files import write_json
 from deltalens.store.run import Run
 
@@ -74,6 +74,28 @@ def test_more_pairs_than_one_page_of_spectra_tells_apart(copy: Path) -> None:
     spectra = (copy / "spectra.html").read_text()
     assert "more-3" in spectra and "more-4" not in spectra and TUNED in spectra
     assert "more-7" in (copy / "report.html").read_text()  # its table holds all
+
+
+def test_captions_name_the_marks_that_are_drawn(exp: Path) -> None:
+    figures = {f.name: f for section in story(read_whole(exp)) for part in section.parts for f in part.figures}
+    drawn = [f for name, f in figures.items() if re.fullmatch(r"(rank|negate|transition)-\d+", name)]
+    assert {f.name.partition("-")[0] for f in drawn} >= {"rank", "transition"}
+    for figure in drawn:
+        assert ("ring" in figure.note.lower()) == ('class="operating"' in figure.drawing), figure.name
+        assert ("triangle" in figure.note) == ("largest control" in figure.drawing), figure.name
+    zeros = figures["zeros"]
+    ends = [float(x) for x in re.findall(r'<text[^>]*class="\w+">([\d.]+)</text>', zeros.drawing)]
+    shown = [float(x) for x in re.findall(r'class="says">([\d.]+) %', zeros.drawing)]
+    assert shown and max(ends) >= 0.9 * max(shown) > 1  # one unit
+
+
+def test_which_direction_was_cut_is_said(copy: Path) -> None:
+    folder = copy / "steps" / "negate"
+    rows = Experiment.open(folder).summary.to_pylist()
+    extra = dict.fromkeys(rows[0]) | {"arm": "pair", "task": "chain", "group": "", "metric": "cut_direction"}
+    assert "What is cut" not in build_run_page(copy)
+    write_summary(folder, Experiment.open(folder).arms.to_pylist(), [*rows, extra | {"method": "tuned − base"}])
+    assert "What is cut: v = tuned − base" in build_run_page(copy)
 
 
 def test_the_card_and_what_it_leads_to(exp: Path) -> None:

@@ -9,9 +9,11 @@ import transformers
 from torch import Tensor
 
 from deltalens.errors import BadInput
+from deltalens.family.catalog import MODELS
 from deltalens.model import score
 from deltalens.model.generate import Decoding, generate_ids
 from deltalens.model.hooks import Intervention, intervene
+from deltalens.model.load import load_directory
 from deltalens.model.points import Site
 from deltalens.model.select import GENERATION, LAST, PROMPT, Track, batch
 
@@ -196,3 +198,117 @@ def test_a_steered_last_prompt_token_stays_where_it_is_along_the_path() -> None:
         log_probs[0, close[0]] = -torch.inf
         path.append(int(log_probs[0].argmax()))
     assert float(found[0]) == pytest.approx(1 - stays, rel=1e-4)
+
+
+HEADER = [1, 5, 2, 0, 3, 6, 4, 4, 1, 2, 5, 3, 0, 6, 2, 1, 3, 5, 4, 0]
+SHARING = [[*HEADER, *rest] for rest in ([3, 1, 2], [], [0], [5, 5, 5, 2, 1, 0, 6, 3], [3, 1, 4, 2])]
+TAGS = [[4, 0, 2]] * 5
+TEXTS = [[1], [2, 3, 4, 5, 6, 0], [], [3, 3, 3], [0, 1]]
+
+
+def named(kind: str) -> Any:
+    return tiny(kind) if kind in ("llama", "opt", "gemma2") else load_directory(MODELS / kind)[0]
+
+
+def widths(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Rows and columns of every pass from here on; no hook, for these are what sharing looks out for."""
+    shapes: list[tuple[int, int]] = []
+
+    def counted(model: Any, ids: Tensor, *args: Any, **kwargs: Any) -> Any:
+        shapes.append((ids.shape[0], ids.shape[1]))
+        return plain(model, ids, *args, **kwargs)
+
+    plain = score.forward
+    monkeypatch.setattr(score, "forward", counted)
+    return shapes
+
+
+def branches(model: Any, prompts: list[list[int]], size: int = 64) -> dict[int, list[Tensor]]:
+    return {
+        i: [x.log_softmax(-1) for x in each] for i, each in score.branch_logits(model, prompts, [TAGS, TEXTS], size)
+    }
+
+
+def assert_true(model: Any, prompts: list[list[int]], found: dict[int, list[Tensor]], atol: float = 2e-5) -> None:
+    """Every distribution is that of a full pass of one row."""
+    assert sorted(found) == list(range(5))
+    for i, prompt in enumerate(prompts):
+        for text, rows in zip((TAGS[i], TEXTS[i]), found[i], strict=True):
+            assert len(rows) == len(text)
+            for at, row in enumerate(rows):
+                assert torch.allclose(row, next_log_probs(model, [*prompt, *text[:at]]), atol=atol)
+
+
+@pytest.mark.parametrize("kind", ["llama", "reasoning", "b-reasoning"])
+@pytest.mark.parametrize("size", [2, 64])
+def test_what_prompts_share_is_read_once_and_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, kind: str, size: int
+) -> None:
+    model, shapes = named(kind), widths(monkeypatch)
+    found = branches(model, SHARING, size)
+    # One prompt is the header itself, whose last token is left to it.
+    assert shapes[0] == (1, 19) and sum(shape == (1, 19) for shape in shapes) == 1
+    assert max(width for _, width in shapes[1:]) == 9
+    assert_true(model, SHARING, found)
+
+
+@pytest.mark.parametrize("kind", ["gemma2", "opt", "llama"])
+def test_where_nothing_can_be_shared_every_row_is_read_whole(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    model, shapes = named(kind), widths(monkeypatch)
+    apart = [*SHARING[:4], [6, *SHARING[4][1:]]] if kind == "llama" else SHARING
+    found = branches(model, apart)
+    if kind == "opt":  # learned positions, told: a cache of it may have gaps
+        assert shapes[:2] == [(1, 19), (5, 9)]
+    else:  # a window counts columns, and the fifth prompt begins otherwise
+        assert shapes[kind == "gemma2" :] == [(5, 30), (5, 30)]
+    assert_true(model, apart, found)
+
+
+def test_continuations_are_padded_to_those_of_like_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(score, "_ALIKE", 2)
+    model, shapes = tiny(), widths(monkeypatch)
+    found = branches(model, SHARING)
+    assert shapes == [(1, 19), (5, 9), (2, 2), (2, 2), (1, 2), (2, 5), (1, 1)]
+    assert_true(model, SHARING, found)
+
+
+def test_a_shared_reading_in_bfloat16_errs_no_more_than_a_whole_one() -> None:
+    exact, model = named("reasoning"), named("reasoning").bfloat16()
+    truth, found = branches(exact, SHARING), branches(model, SHARING)
+    with torch.no_grad():
+        handle = model.register_forward_hook(lambda *_: None)  # watched, so that nothing is shared
+        whole = branches(model, SHARING)
+        handle.remove()
+    error, usual = (
+        sum(float((a - b).abs().sum()) for i in truth for a, b in zip(truth[i], one[i], strict=True))
+        for one in (found, whole)
+    )
+    assert 0 < error < 1.5 * usual
+    assert any(not torch.equal(a, b) for i in found for a, b in zip(found[i], whole[i], strict=True))
+
+
+@pytest.mark.parametrize("select", [LAST, PROMPT, GENERATION])
+def test_live_hooks_see_every_token_of_every_row(monkeypatch: pytest.MonkeyPatch, select: Any) -> None:
+    model, shapes = tiny(), widths(monkeypatch)
+    vectors = torch.randn(5, model.config.hidden_size, generator=torch.Generator().manual_seed(0)) * 3
+    with intervene(model, [Intervention(Site("resid_post", 0), "add", vectors, 1.0, select)]):
+        found = branches(model, SHARING)
+    assert shapes == [(5, 30), (5, 30)]
+    for i, prompt in enumerate(SHARING):
+        for text, rows in zip((TAGS[i], TEXTS[i]), found[i], strict=True):
+            if len(text) < 2 and select is GENERATION:  # meets no token
+                continue
+            push = Intervention(Site("resid_post", 0), "add", vectors[i], 1.0, select)
+            with intervene(model, [push]), torch.no_grad(), batch([0], turns=[(len(prompt),)]):
+                logits = model(torch.tensor([[*prompt, *text[:-1]]])).logits[0, len(prompt) - 1 :]
+            assert torch.allclose(rows, logits.log_softmax(-1)[: len(text)], atol=2e-5)
+    shapes.clear()
+    branches(model, SHARING)
+    assert shapes[0] == (1, 19)  # shared again, once the hooks are gone
+
+
+def test_one_continuation_has_the_same_bits_alone_and_beside_another() -> None:
+    model = named("reasoning")
+    alone = dict(score.continuation_logits(model, SHARING, TAGS))
+    beside = {i: tag for i, (tag, _) in score.branch_logits(model, SHARING, [TAGS, TEXTS])}
+    assert all(torch.equal(alone[i], beside[i]) for i in range(5))

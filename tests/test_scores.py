@@ -7,18 +7,20 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
 from deltalens.errors import BadInput
 from deltalens.evaluate.behaviour import loops, row_seed
-from deltalens.evaluate.divergence import kl_per_token, surprisals
+from deltalens.evaluate.divergence import kl_per_token, p_think_and_kl, reference_along, surprisals
 from deltalens.evaluate.pass_at_k import pass_at_k
 from deltalens.evaluate.plan import _windows
 from deltalens.evaluate.scores import differences, perplexity, scores, summarise
 from deltalens.family.catalog import MODELS
 from deltalens.model.generate import generate_ids
 from deltalens.model.load import load_directory
+from deltalens.model.score import opening_probs
 from deltalens.statistics import bootstrap, mcnemar, newcombe_paired, wilson
 
 
@@ -190,6 +192,40 @@ def test_divergence_and_surprisal_are_those_of_full_forwards() -> None:
         logits = model(torch.tensor([[5, 17, 30, 3]])).logits[0].double().log_softmax(-1)
     assert surprise == pytest.approx(-float(logits[[0, 1, 2], [17, 30, 3]].sum()), rel=1e-4)
     assert tokens == 3 and surprise > log(2)
+
+
+@pytest.mark.parametrize("shared", [[], [7, 9, 5, 17, 30, 6, 1, 22, 40, 8, 11, 3, 5, 9, 30, 2, 17]])
+def test_a_reference_read_once_gives_the_kl_of_one_read_again(shared: list[int], monkeypatch: Any) -> None:
+    model, _ = load_directory(MODELS / "reasoning")
+    other, _ = load_directory(MODELS / "instruct")
+    prompts = [[*shared, *own] for own in ([5, 17, 30], [1, 6, 5, 40, 2, 5, 1, 7, 5], [1], [8, 8])]
+    texts = [[3, 20, 21], [22, 3], [], [5]]
+    wanted = kl_per_token(other, model, prompts, texts), opening_probs(model, prompts, [3, 5]).tolist()
+    reference = reference_along(other, prompts, texts)
+    assert {i: len(x) for i, x in (reference.states or {}).items()} == {0: 3, 1: 2, 3: 1}
+    with monkeypatch.context() as patch:
+        patch.setattr(other, "forward", lambda *_, **__: pytest.fail("read again"))
+        thinks, kl = p_think_and_kl(model, reference, [3, 5], 2)
+    assert thinks == pytest.approx(wanted[1], rel=1e-5)
+    assert kl[2] is None and [kl[i] for i in (0, 1, 3)] == pytest.approx([wanted[0][i] for i in (0, 1, 3)], abs=1e-6)
+    assert p_think_and_kl(other, reference, [3, 5])[1] == [0.0, 0.0, None, 0.0]
+    assert p_think_and_kl(model, reference, None) == ([None] * 4, wanted[0])
+
+
+def test_capped_logits_are_read_again_for_every_arm() -> None:
+    torch.manual_seed(0)
+    config = transformers.Gemma2Config(
+        vocab_size=7, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8
+    )
+    one, other = (transformers.Gemma2ForCausalLM(config).eval() for _ in range(2))
+    with torch.no_grad():
+        for p in (*one.parameters(), *other.parameters()):
+            p.mul_(8.0)
+    reference = reference_along(one, [[1, 2, 3], [4]], [[5, 6], [1]])
+    assert reference.states is None
+    thinks, kl = p_think_and_kl(other, reference, [3])
+    assert kl == kl_per_token(one, other, [[1, 2, 3], [4]], [[5, 6], [1]]) and min(kl) > 0.01
+    assert thinks == opening_probs(other, [[1, 2, 3], [4]], [3]).tolist()
 
 
 def test_perplexity_weighs_tokens_not_pieces() -> None:

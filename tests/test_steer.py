@@ -129,6 +129,22 @@ def test_an_arbitrary_sign_runs_both_ways_and_names_neither(steered: Steered) ->
     assert "amplif" not in names and "suppress" not in names
 
 
+@pytest.mark.parametrize(("generate", "arms"), [("points", 3), ("few", 0)])
+def test_fewer_arms_write_and_all_are_scored(bank: str, generate: str, arms: int) -> None:
+    asked = planned(bank, n=12, generate=generate, generated=5, alphas=(0.5, 1.0), layers=(1,))
+    found = steer(asked)
+    test = [r for r in found.rows if r["split"] == "test"]
+    wrote = {r["arm"] for r in test if r["text"] is not None}
+    largest = next(r["reference"] for r in found.summary if r["metric"] == "effect_minus_largest_control")
+    assert wrote == ({"baseline", found.point, largest} if arms else set())
+    free = [(r["arm"], r["item"]) for r in test if r["mode"] == "free" and r["p_think"] is not None]
+    assert len(free) == len(set(free)) == 12 * len({r["arm"] for r in test})
+    assert len({r["item"] for r in test if r["text"] is not None}) == (5 if arms else 0)
+    assert all(r["kl"] is not None for r in test if r["mode"] == "free" and r["role"] != "baseline")
+    broken = next(r for r in found.summary if r["metric"] == "breaking_point")
+    assert broken["value"] is not None or broken["method"].startswith("not asked along the curve")
+
+
 def test_every_arm_has_its_rows(steered: Steered) -> None:
     select = [r for r in steered.rows if r["split"] == "select"]
     test = [r for r in steered.rows if r["split"] == "test"]

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
 """The flag of every verb that runs a model."""
 
+Generate = Literal["all", "points", "few"]
+"""The flag of every verb that intervenes."""
+
 _TABLE_WIDTH = 200
 _PLAIN_EVERY = 10.0
 """Seconds between progress lines where stderr is no terminal."""
@@ -64,6 +67,17 @@ def target(path: str | None) -> Path | None:
     if path is not None and any("\ud800" <= c <= "\udfff" for c in path):
         raise BadInput(f"--out {path!r} is not UTF-8", "--out a name in UTF-8")
     return None if path is None else Path(path)
+
+
+def completed(items: int) -> int:
+    """How many items `--generated` asks for.
+
+    Raises:
+        BadInput: Fewer than none.
+    """
+    if items < 0:
+        raise BadInput(f"--generated {items} is not possible", "--generated 100, or 0 for all")
+    return items
 
 
 def chat_of(source: str) -> "Chat":

@@ -136,26 +136,28 @@ def show_verdicts(answers: "Sequence[Answer]") -> None:
 
 
 def show_plan(config: "Config", of: "Scale", steps: "Sequence", models: int) -> None:
-    """A line per step: passes, completions, time and memory, or why it is left out."""
+    """A line per step: passes, arms, completions, time and memory, or why it is left out."""
     from deltalens.experiment import budget
     from deltalens.experiment.phases import PHASES
 
-    lines, total, most = [], 0.0, 0.0
+    lines, total, most, arms = [], 0.0, 0.0, 0
     for step in steps:
         takes = budget.cost(config, of, step, models)
         reason = step.absent or ("skipped" if step.name in config.skip else of.lacking if budget.asks(step) else None)
         if reason is None:
-            total, most = total + takes.seconds, max(most, takes.bytes)
-        counts = [f"{takes.passes:.0f}", f"{takes.completions:.0f}", duration(takes.seconds), size(takes.bytes)]
+            total, most, arms = total + takes.seconds, max(most, takes.bytes), arms + takes.arms
+        counts = [f"{takes.passes:.0f}", f"{takes.arms}", f"{takes.completions:.0f}"]
+        counts += [duration(takes.seconds), size(takes.bytes)]
         lines.append(
             [
                 f"{step.phase} {PHASES[step.phase]}",
                 step.name,
                 reason or step.title,
-                *(counts if reason is None else ["–"] * 4),
+                *(counts if reason is None else ["–"] * 5),
             ]
         )
-    columns = ["phase", "step", "what", "passes", "completions", "time", "memory"]
+    columns = ["phase", "step", "what", "passes", "arms", "completions", "time", "memory"]
     table(f"{config.main.base} → {config.main.tuned}, n = {config.n}", columns, lines, left=3)
     out(f"in all about {duration(total)}, at most {size(most)} of memory; estimated from headers and prompts.")
-    out("passes: forward passes over all items; completions: how often all items are completed, free and forced.")
+    out(f"At most {arms} arms write completions, of {config.completed} items each, free and forced.")
+    out("passes: forward passes over all items; completions: once for each of these arms and task.")

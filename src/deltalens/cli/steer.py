@@ -6,7 +6,18 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from deltalens.cli.display import Dtype, err, estimate, invocation, measuring, out, table, target
+from deltalens.cli.display import (
+    Dtype,
+    Generate,
+    completed,
+    err,
+    estimate,
+    invocation,
+    measuring,
+    out,
+    table,
+    target,
+)
 from deltalens.cli.evaluate import show_task, show_text
 from deltalens.errors import printable
 
@@ -53,6 +64,12 @@ class Steer:
     """The first draws the items; sampling takes one completion per item and seed."""
     max_tokens: int | None = None
     """Longest completion; by default what the task needs on the family, 4096 elsewhere."""
+    temperature: float = 0.0
+    """Of decoding; 0 is greedy."""
+    generate: Generate = "all"
+    """Who completes: all strengths of the chosen curve; points: the operating point; few: nobody."""
+    generated: int = 0
+    """Items that are completed, the first of n; 0: all."""
     out: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
     """Keep every completion and number here; the same command resumes."""
     batch_size: int = 64
@@ -74,12 +91,23 @@ class Steer:
         folder = target(self.out)
         asked = plan(
             self.model,
-            Settings(self.direction, self.alpha, self.operator, self.unit, self.site, self.layers, self.select),
+            Settings(
+                self.direction,
+                self.alpha,
+                self.operator,
+                self.unit,
+                self.site,
+                self.layers,
+                self.select,
+                self.generate,
+                completed(self.generated),
+            ),
             Asked(
                 tasks=() if self.task is None else (self.task,),
                 n=self.n,
                 seeds=self.seed,
                 max_tokens=self.max_tokens,
+                temperature=self.temperature,
                 batch_size=self.batch_size,
                 dtype=self.dtype,
                 device=self.device,
@@ -172,7 +200,10 @@ def show_examples(plan: "Plan", found: "Steered") -> None:
     free = [r for r in found.rows if r["mode"] == "free" and r["split"] == "test" and r["text"] is not None]
     arms = ("baseline", found.point)
     texts: dict[str, dict[str, str]] = {arm: {r["item"]: r["text"] for r in free if r["arm"] == arm} for arm in arms}
-    item = next((i for i in plan.test.items if texts[arms[0]][i.id] != texts[arms[1]][i.id]), plan.test.items[0])
+    both = [i for i in plan.test.items if all(i.id in texts[arm] for arm in arms)]
+    if not both:
+        return
+    item = next((i for i in both if texts[arms[0]][i.id] != texts[arms[1]][i.id]), both[0])
     for name, text in (("prompt", item.prompt), *((arm, texts[arm][item.id]) for arm in arms)):
         out(printable(f"{name}: {text if len(text) <= _SHOWN else text[:_SHOWN] + '…'}"))
     out("")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from deltalens.cli.display import Dtype, err, invocation, measuring, out, target
+from deltalens.cli.display import Dtype, Generate, completed, err, invocation, measuring, out, target
 from deltalens.cli.edit import bank_beside, with_banks
 from deltalens.cli.sweep_tables import SHOWN, show_curves
 from deltalens.errors import BadInput, printable
@@ -54,6 +54,12 @@ class Sweep:
     """--no-parts: leave out the transitions of single kinds and bands of layers."""
     max_tokens: int | None = None
     """Longest completion; by default what the task needs on the family, 4096 elsewhere."""
+    temperature: float = 0.0
+    """Of decoding; 0 is greedy, at any other the choice verdict is undecided."""
+    generate: Generate = "all"
+    """Who completes: every operating point and largest control; points: fewer of many alike; few: almost nobody."""
+    generated: int = 0
+    """Items that are completed, the first of n; 0: all."""
     kl: bool = True
     """--no-kl: leave out the KL from the base, which needs the base as a second model in memory."""
     out: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
@@ -97,6 +103,7 @@ class Sweep:
             n=self.n,
             seeds=self.seed,
             max_tokens=self.max_tokens,
+            temperature=self.temperature,
             batch_size=self.batch_size,
             dtype=self.dtype,
             device=self.device,
@@ -118,11 +125,9 @@ class Sweep:
         one = recipe(name, given)
         more = {"points": self._points(), "beyond": self._beyond(), "alone": self.parts} if name == "transition" else {}
         settings = self._settings()
-        if one.greedy:
-            settings = replace(settings, temperature=0.0)
         if settings.n is None:
             settings = replace(settings, n=one.n)
-        asked = pairing(*self.sources, settings, one.ends, given)
+        asked = self._writes(pairing(*self.sources, settings, one.ends, given))
         module = one.load()  # loads torch: not before every mistake is found
 
         def work(where: Path | None, progress: Any, command: str) -> Any:
@@ -154,7 +159,7 @@ class Sweep:
         if edit.tuned is None:
             raise BadInput("a sweep measures an edit against a pair, the edit has no tuned side", 'tuned = "…"')
         edits(edit, varied, self.adaptive)  # their mistakes come before those of the models
-        asked = pairing(edit.base, edit.tuned, self._settings(), others={"sibling": self.sibling})
+        asked = self._writes(pairing(edit.base, edit.tuned, self._settings(), others={"sibling": self.sibling}))
         from deltalens.methods.grid_run import grid
 
         def work(where: Path | None, progress: Any, command: str) -> "Swept":
@@ -165,6 +170,9 @@ class Sweep:
             out(LEGEND)
 
         return asked, work, show
+
+    def _writes(self, asked: "Pairing") -> "Pairing":
+        return replace(asked, generate=self.generate, generated=completed(self.generated))
 
     def _points(self) -> int:
         from deltalens.sweep.transition import POINTS

@@ -1,8 +1,8 @@
 """What an experiment will cost, from headers and prompts alone, and what is left out to fit into given minutes.
 
-A pass is one forward over all items of the test split; a completion of all of them, free and forced, is counted in
-passes. Counts are those of the family, where they were checked; how long sets of cells and refined grids grow is not
-known before they run.
+A pass is one forward over all items of the test split; a completion of those that are completed, free and forced, is
+counted in passes. Counts of passes are those of the family, where they were checked; how long sets of cells and refined
+grids grow is not known before they run. Arms that write completions are the most that a step may have.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,6 +13,7 @@ from time import perf_counter
 from typing import Any
 
 from deltalens.checkpoint import plan as preflight
+from deltalens.checkpoint.names import LINEAR
 from deltalens.checkpoint.pair import Pair
 from deltalens.errors import BadInput, DeltalensError
 from deltalens.evaluate.prompts import encoded
@@ -20,6 +21,8 @@ from deltalens.experiment.config import Config
 from deltalens.experiment.phases import Step
 from deltalens.experiment.steps import chat_of, tasks
 from deltalens.sweep.arms import CHOSEN_ON
+from deltalens.sweep.pair import ALL, FEW
+from deltalens.sweep.transition import POINTS as LAMBDAS
 
 FLOPS_PER_CORE = 50e9
 """Float32, forward passes on one server core; with the margin of `checkpoint.plan` .15 s for 200 chains of the family,
@@ -50,6 +53,7 @@ DROPPED: tuple[tuple[str, dict[str, Any]], ...] = (
     ("the transition without single kinds and bands", {"parts": False}),
     ("64 cells in the causal map", {"cells": 64}),
     ("without KL", {"kl": False}),
+    ("completions of the pair and of what is put in and left out by rank alone", {"generate": FEW}),
     ("three strengths of steering", {"alphas": (1.0, 2.0, 4.0)}),
     ("without nulls of the spectra", {"nulls": "off"}),
     ("16 cells in the causal map", {"cells": 16}),
@@ -70,12 +74,14 @@ class Cost:
 
     Attributes:
         passes: Forward passes over the items.
-        completions: How often all items are completed.
+        arms: How many arms write completions, at most.
+        completions: How often the items that are completed are: once for each arm and task.
         seconds: Estimate.
         bytes: Memory, estimate.
     """
 
     passes: float
+    arms: int
     completions: float
     seconds: float
     bytes: float
@@ -184,19 +190,55 @@ def cost(config: Config, of: Scale, step: Step, models: int) -> Cost:
         seconds, size = of.spectra[step.name.removeprefix("pairs/")]
         times = 3.0 if config.context else 1.0
         times += NULLS if config.context and "nulls" in step.uses and config.nulls != "off" else 0.0
-        return Cost(0.0, 0.0, 1.0 + seconds * times, size)
+        return Cost(0.0, 0, 0.0, 1.0 + seconds * times, size)
     if not asks(step):
         read = sum(seconds for seconds, _ in of.spectra.values())
-        return Cost(0.0, 0.0, 1.0 + read, max(size for _, size in of.spectra.values()))
-    passes, completions = _COUNTS.get(step.name, _OTHERWISE)(config, of, models)
+        return Cost(0.0, 0, 0.0, 1.0 + read, max(size for _, size in of.spectra.values()))
+    passes, arms = _PASSES.get(step.name, _OTHERWISE)(config, of, models), written(config, of, step.name, models)
+    asked = of.tasks if step.name == "eval" or (config.ledger and step.name in _PRICED) else 1
+    completions = float(arms * asked)
     one = of.per_pass * config.n / 200
-    writing = 2.0 * DECODING * of.longest / max(of.tokens, 1.0) * len(config.seeds)
+    samples = len(config.seeds) if config.temperature or step.name == "eval" else 1
+    writing = 2.0 * DECODING * of.longest / max(of.tokens, 1.0) * samples * config.completed / config.n
     factor = 2.0 if config.kl or step.name in ("direction", "eval") else 1.0
     vectors = held if step.phase == 3 else 0.0  # singular vectors and second moments
-    return Cost(passes, completions, one * (passes + writing * completions), LOADED + held * factor + held + vectors)
+    seconds = one * (passes + writing * completions)
+    return Cost(passes, arms, completions, seconds, LOADED + held * factor + held + vectors)
 
 
-_Count = Callable[[Config, Scale, int], tuple[float, float]]
+_PRICED = ("negate", "contrast")
+"""Steps that ask their arms the other tasks too."""
+
+
+def written(config: Config, of: Scale, step: str, models: int) -> int:
+    """How many arms of a step write completions, at most; both sides are counted in every step that shows theirs.
+
+    Args:
+        config: The experiment.
+        of: From `scale` or `timed`.
+        step: Its name.
+        models: That eval asks.
+    """
+    single, ranks, every = min(of.layers, 6), ceil(log2(max(of.rank, 2))) + 1, config.generate == ALL
+    if config.few:
+        return {"eval": min(models, 2), "rank": 4}.get(step, 0)
+    counts = {
+        "eval": models,
+        "steer-up": len(config.alphas) + 3 if every else 3,
+        "steer-down": len(config.alphas) + 3 if every else 3,
+        "transition": 2 + ceil(log2(LAMBDAS - 1)),
+        "rank": 2 + 3 * 2 + (3 * 3 + ranks if every else 2),
+        "negate": 2 + 1 + 2 * (3 + (single if every else 1)),
+        "lox-reasoning": 2 + 2 * 3,
+        "spectrum-behaviour": 2 + 2 * 4 + 2 + len(LINEAR),
+        "contrast": 2 + 2 * 3 + 1 + 3,
+        "specific": 2 + 2 + len(config.pairs) if every else 0,
+        "map": 2 + 2 * 4 if every else 0,
+    }
+    return counts.get(step, 0)
+
+
+_Count = Callable[[Config, Scale, int], float]
 
 
 def _select(config: Config) -> float:
@@ -208,9 +250,9 @@ def _point(config: Config) -> float:
     return _CONTROLS * (2.0 if config.kl else 1.0)
 
 
-def _steer(config: Config, of: Scale, _: int) -> tuple[float, float]:
+def _steer(config: Config, of: Scale, _: int) -> float:
     strengths = len(config.alphas)
-    return 2.0 * strengths * of.layers * _select(config) + 2.0 * (strengths + 15), strengths + 3.0
+    return 2.0 * strengths * of.layers * _select(config) + 3.0 * (strengths + 15)
 
 
 def _ranks(config: Config, of: Scale, curves: int) -> float:
@@ -219,25 +261,20 @@ def _ranks(config: Config, of: Scale, curves: int) -> float:
     return curves * (points * (_select(config) + (2.0 if config.kl else 1.0)) + _point(config))
 
 
-def _negate(config: Config, of: Scale, _: int) -> tuple[float, float]:
-    arms = 2.0 + 2.0 * (3 + min(of.layers, 6) + 1)
-    return _ranks(config, of, 3) + (min(of.layers, 6) + 1) * 12, arms * (of.tasks if config.ledger else 1)
-
-
-_COUNTS: dict[str, _Count] = {
-    "eval": lambda c, s, models: (3.0 * models * s.tasks, float(models * s.tasks)),
-    "direction": lambda c, s, m: (1.0, 0.0),
-    "refusal": lambda c, s, m: (1.0, 0.0),
-    "probe": lambda c, s, m: (2.0, 0.0),
+_PASSES: dict[str, _Count] = {
+    "eval": lambda c, s, models: 3.0 * (min(models, 2) if c.few else models) * s.tasks * c.completed / c.n,
+    "direction": lambda c, s, m: 1.0,
+    "refusal": lambda c, s, m: 1.0,
+    "probe": lambda c, s, m: 2.0,
     "steer-up": _steer,
     "steer-down": _steer,
-    "transition": lambda c, s, m: (20.0 * (2 + (12 if c.parts else 0) + (2 if c.kl else 1)), 12.0),
-    "rank": lambda c, s, m: (_ranks(c, s, 3), 14.0),
-    "negate": _negate,
-    "specific": lambda c, s, m: (_point(c) + 4.0 * len(c.pairs), 3.0 + len(c.pairs)),
-    "map": lambda c, s, m: (c.cells * (1 + _select(c) + (1 if c.kl else 0)) + c.cells + 4 * _point(c), 10.0),
+    "transition": lambda c, s, m: 20.0 * (2 + (12 if c.parts else 0) + (2 if c.kl else 1)),
+    "rank": lambda c, s, m: _ranks(c, s, 3),
+    "negate": lambda c, s, m: _ranks(c, s, 3) + (min(s.layers, 6) + 1) * 12,
+    "specific": lambda c, s, m: _point(c) + 4.0 * len(c.pairs),
+    "map": lambda c, s, m: c.cells * (1 + _select(c) + (1 if c.kl else 0)) + c.cells + 4 * _point(c),
 }
-_OTHERWISE: _Count = lambda c, s, m: (_ranks(c, s, 5), 20.0)  # noqa: E731
+_OTHERWISE: _Count = lambda c, s, m: _ranks(c, s, 5)  # noqa: E731
 
 
 def fitted(config: Config, of: Scale, steps: Sequence[Step], models: int) -> tuple[Config, list[str]]:

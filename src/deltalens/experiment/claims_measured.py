@@ -92,10 +92,14 @@ def sparse(exp: Path) -> tuple[str, str]:
 
 
 def _shares(step: Step, curve: str) -> tuple[Row, Row]:
-    """F of the first place on a curve over ranks: by the measure of thinking, and by accuracy."""
+    """F of the first place on a curve over ranks: by the measure of thinking, and by accuracy if it was completed."""
     arm = step.at(curve, 1.0)
     found = []
     for of in (None, "correct"):
+        if of and not step.wrote(arm):
+            why = f"{arm} wrote no completions"
+            found.append(dict.fromkeys(("value", "low", "high"), None) | {"n": 0, "method": why})
+            continue
         base, first, tuned = (step.values(name, of) for name in ("base", arm, "tuned"))
         sides = joined(base, first, tuned)
         if sides is None:
@@ -208,6 +212,8 @@ def removal(exp: Path) -> tuple[str, str]:
     """What taking Δ away costs in accuracy."""
     step = step_of(exp, "negate")
     arm = step.row(_NEGATED, "operating_point")["reference"]
+    if not step.wrote(arm):
+        raise BadInput(f"{arm} wrote no completions")
     solved = [
         row["task"]
         for row in step.summary

@@ -13,7 +13,9 @@ from deltalens.checkpoint.header import one_line
 from deltalens.errors import BadInput
 from deltalens.evaluate.plan import Settings
 from deltalens.evaluate.tasks.registry import task
+from deltalens.model.decoding import COLDEST
 from deltalens.model.load import DEVICES, DTYPES
+from deltalens.sweep.pair import FEW, GENERATE
 
 DEFAULTS = Path(__file__).with_name("config.default.toml")
 """Every key with its default, commented line by line."""
@@ -24,8 +26,11 @@ DEMO = Path(__file__).with_name("config.demo.toml")
 ROLES = ("main", "safety", "sibling", "sft", "rl", "seed")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*", re.ASCII)
-_CHOICES = {"nulls": ("off", "default", "full"), "dtype": DTYPES, "device": DEVICES}
-_LEAST = {"n": 1, "max_tokens": 0, "cells": 1, "top": 1, "minutes": 0, "batch_size": 1}
+_LARGEST = 1_000_000  # bytes of a file; a device or a pipe may have no end
+_CHOICES = {"nulls": ("off", "default", "full"), "generate": GENERATE, "dtype": DTYPES, "device": DEVICES}
+_LEAST = dict.fromkeys(("n", "cells", "top", "batch_size"), 1)
+_LEAST |= dict.fromkeys(("max_tokens", "temperature", "generated", "minutes"), 0)
+_REAL = ("minutes", "temperature")
 _MOST = {"n": 100_000}  # more items would be written out for minutes before anything else is said
 
 
@@ -55,6 +60,9 @@ class Config:
     n: int
     seeds: tuple[int, ...]
     max_tokens: int
+    temperature: float
+    generate: str
+    generated: int
     ledger: bool
     kl: bool
     alphas: tuple[float, ...]
@@ -85,7 +93,7 @@ class Config:
 
     @property
     def asked(self) -> Settings:
-        """What every step that runs a model asks it."""
+        """What every step that runs a model asks it; the decoding is the task's own."""
         return Settings(
             tasks=(self.task,) if self.task else (),
             n=self.n,
@@ -95,6 +103,26 @@ class Config:
             dtype=self.dtype,
             device=self.device,
         )
+
+    @property
+    def evaluated(self) -> Settings:
+        """What `eval` asks: as many items as are completed."""
+        return replace(self.asked, n=self.completed)
+
+    @property
+    def swept(self) -> Settings:
+        """What every intervention asks: decoded greedily unless the configuration says otherwise."""
+        return replace(self.asked, temperature=self.temperature)
+
+    @property
+    def completed(self) -> int:
+        """Items of a task that are completed."""
+        return min(self.generated or self.n, self.n)
+
+    @property
+    def few(self) -> bool:
+        """Whether only the pair and what a verdict cannot do without writes completions."""
+        return self.generate == FEW
 
 
 def read_config(path: str | Path) -> Config:
@@ -133,7 +161,12 @@ def nearest(name: str, names: Sequence[str]) -> str:
 
 def _read(path: str | Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(Path(path).read_bytes().decode("utf-8"))
+        found = Path(path)
+        if found.exists() and not found.is_dir() and not found.is_file():
+            raise BadInput(f"{path} is not a regular file", "--config FILE.toml")
+        if (size := found.stat().st_size) > _LARGEST:
+            raise BadInput(f"{path} holds {size:,} bytes, no configuration does", "--config FILE.toml")
+        return tomllib.loads(found.read_bytes().decode("utf-8"))
     except OSError as problem:
         reason = (problem.strerror or one_line(problem)).lower()
         raise BadInput(f"cannot read {path}: {reason}", "--config FILE.toml") from None
@@ -148,7 +181,7 @@ def _config(given: dict[str, Any], where: str) -> Config:
             raise BadInput(f"{where} has a key {key!r}", nearest(key, list(values)))
         values[key] = _value(key, value, values[key], where)
     plain: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
-    plain |= {"pairs": _pairs(values["pairs"], where), "minutes": float(values["minutes"])}
+    plain |= {"pairs": _pairs(values["pairs"], where), **{key: float(values[key]) for key in _REAL}}
     plain["alphas"] = tuple(map(float, values["alphas"]))
     if values["task"]:
         task(values["task"], None)  # a name that is none should not cost the other steps first
@@ -161,13 +194,15 @@ def _value(key: str, value: Any, like: Any, where: str) -> Any:
     if isinstance(like, list):
         fits = isinstance(value, list) and all(type(one) in kinds[key] for one in value)
     else:
-        fits = type(value) in ((int, float) if key == "minutes" else (type(like),))
+        fits = type(value) in ((int, float) if key in _REAL else (type(like),))
     if not fits or (key in ("seeds", "alphas") and not value):
         raise BadInput(f"{where}: {key} = {value!r} is not possible", f"a value such as {key} = {like!r}".lower())
     if key in _CHOICES and value not in _CHOICES[key]:
         raise BadInput(f"{where}: {key} = {value!r} is not possible", nearest(value, _CHOICES[key]))
     if key in _LEAST and not _LEAST[key] <= value < 2**53:
         raise BadInput(f"{where}: {key} = {value!r} is not possible", f"at least {_LEAST[key]}")
+    if key == "temperature" and 0 < value < COLDEST:
+        raise BadInput(f"{where}: {key} = {value!r} is not possible", "0 for greedy, or 0.6")
     if key in _MOST and value > _MOST[key]:
         raise BadInput(f"{where}: {key} = {value!r} is not possible", f"at most {_MOST[key]}")
     if key == "alphas" and not all(0 < one < math.inf for one in value):

@@ -14,6 +14,9 @@ from deltalens.store.experiment import RECORD, Experiment
 from deltalens.store.run import Run
 from deltalens.sweep.verdicts import LEVEL
 
+REFUSAL = "refusal.json"
+"""What the step of that name leaves behind."""
+
 THINKS = 0.5
 """Greedy think ratio from which a model is said to think."""
 
@@ -89,6 +92,10 @@ class Step:
         if not found:
             raise BadInput(f"step {self.name} has no {of} of {arm}")
         return {item: fmean(values) for item, values in found.items()}
+
+    def wrote(self, arm: str) -> bool:
+        """Whether an arm wrote completions on the swept task."""
+        return any(row["text"] is not None for row in self.rows if row["arm"] == arm and row["task"] == self.task)
 
     def shift(self, first: str, second: str, outcome: str, task: str | None = None) -> Row:
         """Paired difference of a rate, second − first, at a verdict's level.

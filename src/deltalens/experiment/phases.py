@@ -26,7 +26,9 @@ from deltalens.experiment.steps import BANK, Work
 PHASES = ("sanity", "spectra", "directions", "interventions", "controls", "causal map", "stages", "atlas")
 
 _MODELS = ("n", "seeds", "task", "max_tokens", "dtype", "device")
-_SWEEP = (*_MODELS, "ledger", "kl")
+_WRITES = ("generate", "generated")
+_PUSHES = (*_MODELS, "temperature", *_WRITES)
+_SWEEP = (*_PUSHES, "ledger", "kl")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,7 @@ def steps_of(config: Config, exp: Path) -> list[Step]:
     others = tuple(pair for pair in config.pairs if pair.role != "main")
     beside = steps.comparable(config)
     both, bank = (main.base, main.tuned), str(exp / BANK)
-    asked = _flags(config)
+    asked = _flags(config, config.n)
 
     def measure(pair: PairOf, phase: int) -> Step:
         shown = ["--context", "on" if config.context else "off", "--nulls", steps.nulls(config, pair)]
@@ -93,7 +95,7 @@ def steps_of(config: Config, exp: Path) -> list[Step]:
     def sweep(name: str, title: str, recipe: str | None = None) -> Step:
         recipe = recipe or name
         given = ("--sibling", sibling) if sibling else ()
-        flags = (*asked, *(() if config.kl else ("--no-kl",)))
+        flags = (*asked, *_completions(config), *(() if config.kl else ("--no-kl",)))
         if recipe == "transition" and not config.parts:
             flags += ("--no-parts",)
         return Step(
@@ -116,11 +118,11 @@ def steps_of(config: Config, exp: Path) -> list[Step]:
             title,
             partial(steps.steered, source=source, sign=sign),
             f"steps/{name}",
-            (*_MODELS, "alphas"),
+            (*_PUSHES, "alphas"),
             (source,),
             needs=("direction",),
             version="deltalens.methods.steer_run",
-            words=("steer", source, "--direction", bank, "--alpha", *alphas, *asked),
+            words=("steer", source, "--direction", bank, "--alpha", *alphas, *asked, *_completions(config)),
         )
 
     refusing = steps.refusing(config)
@@ -134,10 +136,10 @@ def steps_of(config: Config, exp: Path) -> list[Step]:
             "what every model does: thinking, skill, its price",
             steps.evaluated,
             "steps/eval",
-            _MODELS,
+            (*_MODELS, *_WRITES),
             models,
             version="deltalens.evaluate.suite",
-            words=("eval", *models, *asked),
+            words=("eval", *models, *_flags(config, config.completed)),
         ),
         *(measure(pair, 1) for pair in others),
         Step(
@@ -238,9 +240,16 @@ def _sides(pair: PairOf) -> tuple[str, str]:
     return pair.base, pair.tuned
 
 
-def _flags(config: Config) -> Sequence[str]:
+def _completions(config: Config) -> Sequence[str]:
+    """How much of an intervention writes completions, and how."""
+    found = ["--generate", config.generate]
+    found += ["--generated", str(config.generated)] if config.generated else []
+    return [*found, *(["--temperature", f"{config.temperature:g}"] if config.temperature else [])]
+
+
+def _flags(config: Config, n: int) -> Sequence[str]:
     """What every verb that runs a model is asked with."""
-    found = ["--n", str(config.n), "--seed", *map(str, config.seeds)]
+    found = ["--n", str(n), "--seed", *map(str, config.seeds)]
     found += ["--task", config.task] if config.task else []
     found += ["--max-tokens", str(config.max_tokens)] if config.max_tokens else []
     return [*found, "--batch-size", str(config.batch_size), "--dtype", config.dtype, "--device", config.device]

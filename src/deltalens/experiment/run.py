@@ -15,6 +15,7 @@ from deltalens.checkpoint.identity import behaviour_identity
 from deltalens.checkpoint.source import open_checkpoint
 from deltalens.errors import BadInput, DeltalensError, Refused
 from deltalens.experiment.config import Config
+from deltalens.experiment.evidence import REFUSAL
 from deltalens.experiment.gather import gather
 from deltalens.experiment.phases import PHASES, Step, steps_of
 from deltalens.experiment.steps import Work
@@ -208,7 +209,8 @@ def _sound(place: Path) -> bool:
             Run.open(place)
     except DeltalensError:
         return False
-    return place.suffix != ".json" or bool(_read(place))
+    found = _read(place) if place.suffix == ".json" else {"rows": []}
+    return bool(found) and (place.name != REFUSAL or isinstance(found.get("rows"), list))
 
 
 def _wipe(place: Path) -> None:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from deltalens.checkpoint.chat import Chat, read_chat
 from deltalens.checkpoint.source import open_checkpoint
 from deltalens.errors import BadInput, DeltalensError, Refused
-from deltalens.evaluate.plan import Settings
 from deltalens.evaluate.tasks.item import Task
 from deltalens.evaluate.tasks.registry import can, defaults, task
 from deltalens.experiment.config import Config, PairOf
@@ -21,6 +20,9 @@ if TYPE_CHECKING:
 
 BANK = "direction.safetensors"
 """The thinking direction of every layer, in the directory of the experiment."""
+
+SIDES = "parts"
+"""Directory of completions of the two sides, which every sweep of the experiment uses."""
 
 _SOME = 8
 """Prompts of each task by which tokenizers are compared."""
@@ -116,19 +118,24 @@ def nulls(config: Config, pair: PairOf) -> str:
 
 
 def evaluated(work: Work) -> None:
-    """What the main pair and every control's tuned model do."""
+    """What the main pair and every control's tuned model do; of few completions the pair alone."""
     from deltalens.evaluate.plan import plan
     from deltalens.evaluate.suite import evaluate
 
-    asked = plan(models(work.config), work.config.asked)
+    asked = plan(models(work.config), work.config.evaluated)
     _tell(work, asked.notes)
     evaluate(asked, work.place, work.progress, work.command)
 
 
 @lru_cache(4)
 def models(config: Config) -> tuple[str, ...]:
-    """The main pair, then the tuned models of controls whose tokenizer reads the prompts as the main one does."""
+    """The main pair, then the tuned models of controls whose tokenizer reads the prompts as the main one does.
+
+    Of few completions the pair alone.
+    """
     main = config.main.base, config.main.tuned
+    if config.few:
+        return main
     try:
         chat = chat_of(config.main.tuned)
         some = [item.prompt for task in tasks(config, chat) for item in task.items("test", _SOME, config.seeds[0])]
@@ -234,7 +241,9 @@ def steered(work: Work, source: str, sign: float) -> None:
     from deltalens.methods.steer_run import steer
 
     alphas = tuple(sign * alpha for alpha in work.config.alphas)
-    asked = plan(source, Steering(work.bank, alphas), work.config.asked)
+    config = work.config
+    how = Steering(work.bank, alphas, generate=config.generate, generated=config.generated)
+    asked = plan(source, how, config.swept)
     _tell(work, asked.notes)
     steer(asked, work.place, work.progress, work.command)
 
@@ -244,11 +253,10 @@ def swept(work: Work, name: str) -> None:
     from deltalens.methods.recipes import RECIPES
 
     one = RECIPES[name]
-    settings = replace(work.config.asked, temperature=0.0) if one.greedy else work.config.asked
     given = {"sibling": sibling(work.config)} if "sibling" in one.roles else {}
     if missing := [role for role in one.needs if given.get(role) is None]:
         raise BadInput(f"{name} needs a {missing[0]}", f'a pair of role "{missing[0]}" in the configuration')
-    asked = _pairing(work, settings, one.ends, given)
+    asked = _pairing(work, one.ends, given)
     work_of = getattr(one.load(), one.module)
     more = {"alone": work.config.parts} if name == "transition" else {}
     work_of(asked, out=work.place, progress=work.progress, command=work.command, kl=work.config.kl, **more)
@@ -261,7 +269,7 @@ def specifically(work: Work) -> None:
     others = [(pair.name, pair.role, pair.base, pair.tuned) for pair in comparable(work.config)]
     rank = chosen_rank(work.exp)
     step = {"operator": "truncate", "rank": rank}
-    asked = _pairing(work, work.config.asked, (step,), {"sibling": sibling(work.config)})
+    asked = _pairing(work, (step,), {"sibling": sibling(work.config)})
     specific(asked, rank, others, work.place, work.progress, work.command, work.config.kl)
 
 
@@ -281,7 +289,7 @@ def mapped(work: Work) -> None:
     """Every layer × kind × rank band of Δ, put in and left out alone."""
     from deltalens.methods.causal_map import causal_map
 
-    asked = _pairing(work, work.config.asked, (), {"sibling": sibling(work.config)})
+    asked = _pairing(work, (), {"sibling": sibling(work.config)})
     causal_map(asked, work.place, work.progress, work.command, work.config.kl, work.config.cells)
 
 
@@ -312,14 +320,19 @@ def related(work: Work) -> None:
     write_json(work.place, asdict(found))
 
 
-def _pairing(
-    work: Work, settings: Settings, ends: Sequence[dict[str, Any]], others: dict[str, str | None]
-) -> "Pairing":
+def _pairing(work: Work, ends: Sequence[dict[str, Any]], others: dict[str, str | None]) -> "Pairing":
     from deltalens.sweep.pair import pairing
 
-    asked = pairing(work.config.main.base, work.config.main.tuned, settings, ends, others)
+    config = work.config
+    asked = pairing(config.main.base, config.main.tuned, config.swept, ends, others)
     _tell(work, asked.notes)
-    return asked if work.config.ledger else replace(asked, ledger=())
+    return replace(
+        asked,
+        generate=config.generate,
+        generated=config.generated,
+        prices=config.ledger,
+        shared=work.exp / SIDES,
+    )
 
 
 def _tell(work: Work, notes: Sequence[str]) -> None:

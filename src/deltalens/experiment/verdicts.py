@@ -15,7 +15,7 @@ from typing import Any
 from deltalens.direction.compare import Comparison, overall
 from deltalens.errors import BadInput, DeltalensError
 from deltalens.evaluate.scores import Row
-from deltalens.experiment.evidence import Step, joined, notes, pairs_of, run_of, step_of, why_missing
+from deltalens.experiment.evidence import REFUSAL, Step, joined, notes, pairs_of, run_of, step_of, why_missing
 from deltalens.methods.functional_rank import OUT, PUT
 from deltalens.methods.specific import MAIN, judge
 from deltalens.methods.transition import FULL
@@ -249,10 +249,16 @@ def _choice(exp: Path) -> _Said:
     def asked(step: Step) -> _Said:
         share = step.row(OUT, "fraction")
         arm = share["reference"]
+        told = step.find(OUT, "choice")
+        if told is not None and not step.wrote(arm):
+            return _Said(Verdict(UNDECIDED, told["method"].partition(": ")[2]))
         thinking, skill = (step.shift("tuned", arm, outcome) for outcome in ("think_ratio", "forced_accuracy"))
         said = choice(thinking, skill)
+        warm = step.record["settings"].get("temperature")
         if share["value"] is None:
             said = Verdict(UNDECIDED, share["method"])
+        elif warm:
+            said = Verdict(UNDECIDED, f"decoded at temperature {warm:g}, not greedily")
         named = {"change of the greedy think ratio": thinking, "change of forced accuracy": skill}
         return _Said(said, tuple(_number(name, row, step.name, arm) for name, row in named.items()))
 
@@ -272,11 +278,14 @@ def _specific(exp: Path) -> _Said:
 
 
 def _distinct(exp: Path) -> _Said:
-    file = exp / "refusal.json"
+    file = exp / REFUSAL
     if not file.is_file():
         raise BadInput(why_missing(exp, "refusal"))
-    stored = json.loads(file.read_text(encoding="utf-8"))["rows"]
-    rows = [Comparison(**row | {"ranks": tuple(row["ranks"]), "angles": tuple(row["angles"])}) for row in stored]
+    try:
+        stored = json.loads(file.read_text(encoding="utf-8"))["rows"]
+        rows = [Comparison(**row | {"ranks": tuple(row["ranks"]), "angles": tuple(row["angles"])}) for row in stored]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as problem:
+        raise BadInput(f"{file.name} is damaged", f"remove {file}, then repeat the command") from problem
     if not rows:
         raise BadInput("no direction was compared with that of refusal")
     word = overall(rows)
@@ -284,7 +293,7 @@ def _distinct(exp: Path) -> _Said:
     excess = worst.overlap - worst.nulls[worst.largest]
     where = "the directions" if worst.layer is None else f"layer {worst.layer}"
     null = f"{worst.largest} null {worst.nulls[worst.largest]:.3f}"
-    told = f"overlap {worst.overlap:.3f} in {where}, {null}, the largest bound of {len(rows)}"
+    told = f"overlap {worst.overlap:.3f} in {where}, {null}; of {len(rows)} the one with the largest bound"
     if worst.reason is not None:
         told += f" ({worst.reason})"
     labels: dict[str, Any] = {"n": len(rows), "step": "refusal", "arm": worst.a}

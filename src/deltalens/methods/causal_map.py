@@ -29,10 +29,10 @@ from deltalens.sweep.bench import BASE, TUNED, Bench, Found, Point, bench, ends,
 from deltalens.sweep.controls import changes_of
 from deltalens.sweep.curves import Curve, sweep, write
 from deltalens.sweep.matched import Matched
-from deltalens.sweep.pair import Pairing
+from deltalens.sweep.pair import ALL, Pairing
 from deltalens.sweep.verdicts import ENOUGH
 
-VERSION = 1
+VERSION = 2
 """Raised whenever a row could change for the same input; stored parts of another version are redone."""
 
 GROWN = 12
@@ -222,9 +222,8 @@ def _curves(at: Bench, edits: Edits, grown: Sequence[_Grown]) -> list[Curve]:
         direction = of[0].direction
         point, plan = edits.several(of), edits.plan([t.cell for t in of], direction)
         asks = ("causal", "sufficient") if direction == PUT_IN else ("causal", "necessary", "choice")
-        return Curve(
-            name, STARTS[direction], (float(len(of)),), lambda _: point, lambda p: matched.points(p, plan), asks
-        )
+        controls = lambda p: matched.points(p, plan)  # noqa: E731
+        return Curve(name, STARTS[direction], (float(len(of)),), lambda _: point, controls, asks, writes=ALL)
 
     named = [(f"largest cell, {g.order[0].direction}", g.order[:1]) for g in grown]
     named += [(g.name, g.order[: g.size]) for g in grown]

@@ -23,11 +23,14 @@ from deltalens.sweep.bench import BASE, TUNED, Bench, Found, Point, bench, gener
 from deltalens.sweep.controls import Control, points
 from deltalens.sweep.curves import Curve, Swept, sweep
 from deltalens.sweep.matched import Matched
-from deltalens.sweep.pair import Pairing, opened
+from deltalens.sweep.pair import ALL, FEW, POINTS, Pairing, opened
 from deltalens.sweep.spectrum import Spectrum, along_ranks, energy, ranks, spectra
 
-VERSION = 2
+VERSION = 3
 """Raised whenever a row could change for the same input; stored parts of another version are redone."""
+
+MORE = {FEW: 0, POINTS: 1}
+"""Ranks beside operating points that write completions to find the functional rank; with all as many as it takes."""
 
 LEGEND = """\
 Δ_k: the leading k triples of each of the seven linear kinds in the base, all else at base; / √e_k: stretched to the
@@ -52,7 +55,7 @@ class FunctionalRank:
         summary: `store.results.SUMMARY`.
         energies: By rank, `full` last: e_k, the share of Σ‖Δ‖² of the seven kinds.
         inside: By rank, that of the base being 0, whether thinking and accuracy lie in the tuned model's intervals;
-            None where nothing was generated.
+            None where it wrote no completions.
         least: The least rank at which both do; None where none does, or there are too few items for an interval.
         point: The operating point of what is put in.
     """
@@ -98,10 +101,9 @@ def functional_rank(
         inside, told = _inside(at, [swept.base, *one.found], swept.tuned)
         least = next((x for x, both in inside.items() if all(both)), None)
         point = _place(one.point.point)
-        shown = [f for c in swept.drawn.values() for f in c.found if _place(f.point) in (1.0, point, least)]
-        told |= {f.name: f for f in generate(at, shown)}
+        told |= {f.name: f for f in generate(at, _shown(asked, swept, (1.0, point, least)))}
         arms, rows, summary = _retold(swept, told)
-        summary += _ranks(asked, inside, one.xs[-1])
+        summary += _ranks(asked, inside)
         whole = energy(of, one.xs[-1])
         held = {"metric": "energy", "method": "Σ‖Δ_k‖²/Σ‖Δ‖² of the seven linear kinds"}
         energies = {named[x]: energy(of, x) / whole for x in one.xs}
@@ -126,12 +128,13 @@ def functional_rank(
 def _curves(at: Bench, of: Sequence[Spectrum], kept: dict[tuple[str, ...], Triples]) -> list[Curve]:
     """What is put in, the same stretched, and what is taken out."""
     asked, matched, xs = at.pairing, Matched(at), ranks(of)
-    put = along_ranks(asked, kept, PUT, of, xs, ("causal", "sufficient"), matched)
+    put = replace(along_ranks(asked, kept, PUT, of, xs, ("causal", "sufficient"), matched), writes=FEW)
 
     def controls(point: Point) -> list[Point]:
         return [*put.controls(point), *([_bottom(asked, of, point)] if _place(point) < xs[-1] else [])]
 
     out = along_ranks(asked, kept, OUT, of, xs, ("causal", "necessary", "choice"), matched, out=True)
+    out = replace(out, writes=FEW)
     if len(xs) == 1:  # an adapter of rank 1 has nothing to stretch
         return [replace(put, controls=controls), out]
     wide = along_ranks(asked, kept, WIDE, of, xs[:-1], ("causal", "sufficient"), matched, stretched=True)
@@ -142,19 +145,29 @@ def _inside(
     at: Bench, scored: Sequence[Found], tuned: Found
 ) -> tuple[dict[float, tuple[bool, bool | None]], dict[str, Found]]:
     """Which ranks lie in the tuned model's intervals; upwards, generating while there is something to find."""
-    metric = at.pairing.metric
+    metric, left = at.pairing.metric, MORE.get(at.pairing.generate, len(scored))
     thinking, accuracy = mean(tuned.values(metric)), rate(_correct(tuned))
     inside: dict[float, tuple[bool, bool | None]] = {}
     told: dict[str, Found] = {}
-    for found in scored:
+    for one in scored:
+        found = one
         thinks, right = _within(mean(found.values(metric)), thinking), None
         answered, both = any(right for _, right in inside.values()), any(all(pair) for pair in inside.values())
-        if not answered or (thinks and not both):
-            (made,) = generate(at, [found])
-            told[made.name] = made
-            right = _within(rate(_correct(made)), accuracy)
+        if not found.rows and left and (not answered or (thinks and not both)):
+            left -= 1
+            (found,) = generate(at, [found])
+            told[found.name] = found
+        if found.rows:
+            right = _within(rate(_correct(found)), accuracy)
         inside[_place(found.point)] = (thinks, right)
     return inside, told
+
+
+def _shown(asked: Pairing, swept: Swept, ranks: Sequence[float | None]) -> list[Found]:
+    """Further arms that write completions: rank 1 stretched, which a published claim is about, or all of some ranks."""
+    curves = {name: c for name, c in swept.drawn.items() if asked.generate == ALL or name == WIDE}
+    some = ranks if asked.generate == ALL else (1.0,) if asked.generate == POINTS else ()
+    return [f for c in curves.values() for f in c.found if _place(f.point) in some]
 
 
 def _retold(swept: Swept, told: Mapping[str, Found]) -> tuple[list[Row], list[Row], list[Row]]:
@@ -172,7 +185,7 @@ def _retold(swept: Swept, told: Mapping[str, Found]) -> tuple[list[Row], list[Ro
     return [f.point.arm.row for f in arms], rows, summary
 
 
-def _ranks(asked: Pairing, inside: Mapping[float, tuple[bool, bool | None]], full: float) -> list[Row]:
+def _ranks(asked: Pairing, inside: Mapping[float, tuple[bool, bool | None]]) -> list[Row]:
     """The functional rank by each measure and by both, as rows of a summary."""
     n = len(asked.prompts.items)
     tests = {f"functional_rank_{asked.metric}": lambda p: p[0], "functional_rank_accuracy": lambda p: p[1]}
@@ -183,6 +196,10 @@ def _ranks(asked: Pairing, inside: Mapping[float, tuple[bool, bool | None]], ful
         rule = "least k within the tuned model's interval"
         if least is None:
             rule = "not even Δ_full is within the tuned model's"
+        silent = [x for x, (thinks, right) in inside.items() if right is None and (thinks or "accuracy" in name)]
+        if name != next(iter(tests)) and any(least is None or x < least for x in silent):
+            wrote = [f"{x:g}" for x, (_, right) in inside.items() if right is not None]
+            rule += f", of the k that wrote completions ({', '.join(wrote)})"
         if n < CLUSTERS and name != "functional_rank_accuracy":
             rule = f"n < {CLUSTERS}: no interval"
         found.append(

@@ -7,7 +7,8 @@
 
 v, of one layer or of all, is a difference of means at the last prompt token of the tuned model: prompts of the extract
 split that it thinks about less those that it answers at once. Where it does not do both, it is tuned − base on the
-prompts of the swept task. A bank of them is left beside the tables, for `deltalens cut` and `compare`.
+prompts of the swept task, another direction that other layers answer to: the summary says which was cut. A bank of them
+is left beside the tables, for `deltalens cut` and `compare`.
 
 Each operating point also answers the other tasks and the neutral text: a model that no longer thinks may have lost the
 skill (forced accuracy), the facts, or its text with it. Whether a cut of one direction does anything depends on the
@@ -47,7 +48,7 @@ from deltalens.sweep.pair import Pairing, opened
 from deltalens.sweep.spectrum import along_ranks, energy, ranks, spectra
 from deltalens.sweep.verdicts import CONTRADICTED, SUPPORTED, UNDECIDED
 
-VERSION = 1
+VERSION = 2
 """Raised whenever a row could change for the same input; stored parts of another version are redone."""
 
 STRENGTHS = (0.25, 0.5, 1.0, 1.5, 2.0)
@@ -59,7 +60,7 @@ RANK = 4
 MOST = 64
 """Leading triples of a matrix that are found; removal, where it comes, comes with the first few."""
 LAYERS = 6
-"""Single directions that are cut at most, spread evenly: each has controls and completions of its own."""
+"""Single directions that are cut at most, spread evenly: each has controls of its own."""
 BANK = "directions.safetensors"
 
 LEGEND = (
@@ -122,7 +123,7 @@ def negate(
         cuts = cut_curves(at, out or at.parts)
         left = [{"arm": c.curve.name, "task": task, "group": "", **c.left} for c in cuts]
         found = sweep(at, [*curves, *(c.curve for c in cuts)], ledger=True, more=left)
-        found = replace(found, summary=[*found.summary, *_reliability(found, cuts)])
+        found = replace(found, summary=[*found.summary, *_reliability(found, cuts), *_direction(asked, cuts)])
         write(out, "negate", found)
     return found
 
@@ -135,11 +136,13 @@ class Cut:
         curve: Starts at the tuned model.
         single: Whether it is of one direction.
         left: Of a summary: what is still written along the direction.
+        contrast: What the direction is, in words.
     """
 
     curve: Curve
     single: bool
     left: Row
+    contrast: str
 
 
 def cut_curves(at: Bench, folder: Path) -> list[Cut]:
@@ -192,10 +195,12 @@ def _cut(asked: Pairing, name: str, along: Along, folder: Path) -> Cut:
     reference = f"{folder / BANK}#{along.direction.id}"
     plan = opened(asked, {"operator": "cut", "direction": reference, "kinds": ["o_proj", "down_proj"]})
     point = cut(name.replace("cut", "tuned without"), plan, BANK)
-    curve = Curve(name, TUNED, (1.0,), lambda _: point, lambda p: cut_controls(p, along, plan, BANK), _ASKS)
+    single = len(along.samples) == 1
+    controls = lambda p: cut_controls(p, along, plan, BANK)  # noqa: E731
+    curve = Curve(name, TUNED, (1.0,), lambda _: point, controls, _ASKS, rivals="cuts of one layer" if single else "")
     left = left_along(plan, plan.edit.operations[0]).get("embed")
     how = "share in the embedding of all that is written along v, which is not cut"
-    return Cut(curve, len(along.samples) == 1, {"metric": "left_along", "value": left, "method": how})
+    return Cut(curve, single, {"metric": "left_along", "value": left, "method": how}, along.direction.contrast or "")
 
 
 def _reliability(found: Swept, cuts: Sequence[Cut]) -> list[Row]:
@@ -212,6 +217,13 @@ def _reliability(found: Swept, cuts: Sequence[Cut]) -> list[Row]:
     how = f"cuts of one direction that are necessary: {told}; {_OUT}: {word(_OUT)}"
     labels = {"arm": "pair", "task": found.tuned.prompts.task.name, "group": ""}
     return [labels | {"metric": "cuts_that_remove_thinking", "value": float(words[SUPPORTED]), "method": how}]
+
+
+def _direction(asked: Pairing, cuts: Sequence[Cut]) -> list[Row]:
+    """What was cut."""
+    contrasts = dict.fromkeys(cut.contrast for cut in cuts)
+    labels = {"arm": "pair", "task": asked.prompts.task.name, "group": "", "value": None}
+    return [labels | {"metric": "cut_direction", "method": contrast} for contrast in contrasts]
 
 
 _ASKS = ("causal", "necessary", "choice")

@@ -18,7 +18,6 @@ class Recipe:
         ends: Operations at its far ends: what no tensor can take is refused before a model is loaded.
         roles: Further models that it can use.
         needs: Those that it cannot do without.
-        greedy: Whether it is about greedy decoding.
         n: Items where none are asked for; None for the usual.
     """
 
@@ -27,7 +26,6 @@ class Recipe:
     ends: tuple[dict[str, Any], ...]
     roles: tuple[str, ...] = ("sibling",)
     needs: tuple[str, ...] = ()
-    greedy: bool = False
     n: int | None = None
 
     def load(self) -> ModuleType:
@@ -40,7 +38,7 @@ _PUT = {"operator": "truncate", "rank": "full"}
 _OUT = {"operator": "revert", "rank": "full"}
 
 RECIPES = {
-    "transition": Recipe("where along W_b + λΔ thinking begins, and how sharply", "transition", (_WHOLE,), greedy=True),
+    "transition": Recipe("where along W_b + λΔ thinking begins, and how sharply", "transition", (_WHOLE,)),
     "rank": Recipe("the least rank of Δ that behaves like the tuned model", "functional_rank", (_PUT,)),
     "lox-reasoning": Recipe(
         "amplify, take out and put in the leading k directions of Δ",

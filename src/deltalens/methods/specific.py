@@ -21,10 +21,10 @@ from deltalens.sweep.bench import Point, bench, edited, placed
 from deltalens.sweep.controls import Change, changes_of
 from deltalens.sweep.curves import Curve, Swept, sweep, write
 from deltalens.sweep.matched import Matched
-from deltalens.sweep.pair import Pairing, opened
+from deltalens.sweep.pair import ALL, Pairing, opened
 from deltalens.sweep.verdicts import CONTRADICTED, ITEMS, SUPPORTED, UNDECIDED, Verdict, gap
 
-VERSION = 1
+VERSION = 2
 """Raised whenever a row could change for the same input; stored parts of another version are redone."""
 
 MARGIN = 0.05
@@ -77,11 +77,12 @@ def specific(
         def make_own(_: float) -> Point:
             return edited(MAIN, "edit", own, 1.0, change_norm(own))
 
-        curves = [Curve(MAIN, "base", (1.0,), make_own, lambda p: matched.points(p, own), ("causal", "sufficient"))]
+        asks = ("causal", "sufficient")
+        curves = [Curve(MAIN, "base", (1.0,), make_own, lambda p: matched.points(p, own), asks, writes=ALL)]
         for name, role, *_ in others:
             arm = Arm(f"Δ_k of {name}", "edit", {**own.edit.record, "of": plans[name].edit.record, "role": role})
             made = placed(arm, 1.0, base, lambda name=name: _transplanted(changes, plans[name]))
-            curves.append(Curve(arm.name, "base", (1.0,), lambda _, made=made: made, asks=("causal",)))
+            curves.append(Curve(arm.name, "base", (1.0,), lambda _, made=made: made, asks=("causal",), writes=ALL))
         found = sweep(at, curves)
         found.summary.extend(_compared(asked, found, {name: role for name, role, *_ in others}))
         write(out, "specific", found)

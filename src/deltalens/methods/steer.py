@@ -15,6 +15,7 @@ from deltalens.evaluate.prompts import Prompts, render
 from deltalens.evaluate.tasks.item import Task
 from deltalens.evaluate.tasks.registry import can, defaults, task
 from deltalens.sweep.arms import CHOSEN_ON, operating_point
+from deltalens.sweep.pair import ALL
 
 OPERATORS = ("add", "add_keep_norm", "ablate", "clamp", "ablate_subspace")
 UNITS = ("raw", "residual")
@@ -39,6 +40,9 @@ class Settings:
         site: A name of `model.sites`; None: where the direction lives.
         layers: Only these; empty for all that the reference names.
         select: Which tokens, as `model.select.parse_selector` reads it.
+        generate: One of `sweep.pair.GENERATE`: `all` completes along the whole chosen curve and with the largest
+            control of each kind, `points` at the operating point and with its largest control, `few` nothing.
+        generated: How many items are completed, the first ones; 0 for all.
     """
 
     direction: str
@@ -48,6 +52,8 @@ class Settings:
     site: str | None = None
     layers: tuple[int, ...] = ()
     select: str = "last"
+    generate: str = ALL
+    generated: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +125,8 @@ def plan(source: str, settings: Settings, asked: evaluation.Settings) -> Plan:
     Args:
         source: The model.
         settings: How to steer.
-        asked: What to ask; of its tasks the first is used, by default one that thinking helps with.
+        asked: What to ask; of its tasks the first is used, by default one that thinking helps with. Decoding is greedy
+            unless a temperature is given.
 
     Raises:
         BadInput: Anything about the model, the bank, the task or a setting that cannot be used.
@@ -142,7 +149,8 @@ def plan(source: str, settings: Settings, asked: evaluation.Settings) -> Plan:
     arbitrary = settings.operator not in SHARES and any(d.sign == "arbitrary" for d in directions)
     if arbitrary:
         strengths = tuple(dict.fromkeys([*strengths, *(-a for a in strengths if a)]))
-    asked = replace(asked, tasks=asked.tasks[:1] or (_default_task(source, asked),))
+    tasks = asked.tasks[:1] or (_default_task(source, asked),)
+    asked = replace(asked, tasks=tasks, temperature=asked.temperature or 0.0)
     rendered = evaluation.plan([source], asked)
     think = rendered.chat.think
     if think is None:

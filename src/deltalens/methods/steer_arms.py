@@ -27,6 +27,7 @@ from deltalens.model.load import load
 from deltalens.model.select import Selector
 from deltalens.model.sites import Site, sites_of
 from deltalens.sweep.arms import Arm, Control, direction_controls
+from deltalens.sweep.pair import FEW, first
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -140,7 +141,10 @@ def _applied(rig: Rig, pushes: Sequence[Push], rows: int) -> AbstractContextMana
 
 
 def baseline(rig: Rig) -> Row:
-    """The unsteered model: mean ‖h‖ at every direction's site, both splits, and its greedy texts."""
+    """The unsteered model: mean ‖h‖ at every direction's site, both splits, and its greedy texts.
+
+    It writes completions where any arm does.
+    """
     plan, size = rig.plan, rig.plan.asked.settings.batch_size
     norms = []
     for d in plan.directions:
@@ -148,7 +152,9 @@ def baseline(rig: Rig) -> Row:
         norms.append(
             float(read(rig.model, _read_ids(plan), Place(d.site, (d.layer,), rig.select)).norms[d.layer].mean())
         )
-    found: Row = {"norms": norms, **generate(rig, None, None)}
+    found: Row = {"norms": norms, "rows": [], "perplexity": None}
+    if plan.settings.generate != FEW:
+        found |= generate(rig, None)
     greedy = Decoding(min(plan.asked.max_tokens(plan.test.task), REFERENCE_TOKENS))
     for name, prompts in (("select", plan.chosen_on), ("test", plan.test)):
         found[name] = _scored(rig.model, prompts, size)
@@ -180,9 +186,9 @@ def scan(rig: Rig, pushes: Sequence[Push], prompts: Prompts, texts: list[list[in
     return {"arms": arms}
 
 
-def generate(rig: Rig, push: Push | None, texts: list[list[int]] | None) -> Row:
-    """One arm on the test split, free and forced, its KL along the unsteered model's texts, and its perplexity."""
-    plan, test = rig.plan, rig.plan.test
+def generate(rig: Rig, push: Push | None) -> Row:
+    """One arm on the test split, free and forced, and its perplexity."""
+    plan, test = rig.plan, first(rig.plan.test, rig.plan.settings.generated)
     asked, size = plan.asked.settings, plan.asked.settings.batch_size
     decoding = plan.asked.decoding(test.task)
     pushes = () if push is None else (push,)
@@ -190,8 +196,6 @@ def generate(rig: Rig, push: Push | None, texts: list[list[int]] | None) -> Row:
     with _applied(rig, pushes, len(test.items)):
         for mode in ("free", "forced") if test.task.measures == "accuracy" else ("free",):
             found["rows"] += completions(rig.model, test, mode, decoding, asked.seeds, plan.asked.ends, size)[0]
-        if texts is not None:
-            found["kl"] = kl_per_token(rig.untouched, rig.model, test.ids["free"], texts, size)
     name, pieces = plan.asked.text
     if pieces:
         try:

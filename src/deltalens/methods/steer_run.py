@@ -1,7 +1,8 @@
 """A steering experiment: a grid on the select split, one choice, then the chosen curve and controls on the test split.
 
 A list of resumable parts, in an order in which each knows what it needs: the unsteered model, the grid of every layer,
-every arm of the test split without generating, generation along the chosen curve, and that of the largest controls.
+every arm of the test split without generating, then generation: along the chosen curve or at its operating point, and
+that of the largest controls.
 """
 
 import hashlib
@@ -24,8 +25,9 @@ from deltalens.store.experiment import workspace, write_results, write_summary
 from deltalens.store.parts import Part, finished_part, part_key
 from deltalens.store.results import RESULTS, SELECT
 from deltalens.sweep.arms import Arm, breaking_point, broken, effect_minus_largest_control
+from deltalens.sweep.pair import ALL, FEW, POINTS
 
-VERSION = 1
+VERSION = 2
 """Raised whenever a row could change for the same input; stored parts of another version are redone."""
 
 BASELINE = Arm("baseline", "baseline")
@@ -43,7 +45,7 @@ class Steered:
         chosen: The curve of the largest effect.
         point: Name of the arm at its operating point.
         controls: Names of that arm's largest controls, that of the random ones first.
-        damage: What has given way at each strength of the chosen curve.
+        damage: What has given way at each strength of the chosen curve that wrote completions.
     """
 
     rows: list[Row]
@@ -157,10 +159,13 @@ def _steer(plan: Plan, load: Callable[[], Rig], done: _Done) -> Steered:
     outcomes = _rows(BASELINE, test, base["test"], base)
     for p in tested.pushes:
         outcomes += _rows(p.arm, test, tested.scored[p.arm.name], tested.generated.get(p.arm.name))
-    damage = {p.arm.edit["strength"]: _damage(base, tested.generated[p.arm.name]) for p in tested.along}
+    wrote = [p for p in tested.along if p.arm.name in tested.generated]
+    damage = {p.arm.edit["strength"]: _damage(base, tested.generated[p.arm.name]) for p in wrote}
     broken_at = breaking_point(list(damage), list(damage.values()))
     rule = "least strength of 90 % of the largest effect, on select"
     why = "no strength of the grid" if broken_at is None else ", ".join(damage[broken_at])
+    if len(wrote) < len(tested.along) and broken_at is None:
+        why = f"not asked along the curve: {len(wrote)} of {len(tested.along)} strengths wrote completions"
     claims = [
         *tested.claims,
         {"metric": "operating_point", "n": len(chosen_on.items), "value": chosen.point, "method": rule},
@@ -201,9 +206,11 @@ def _test(
 
     def generating(of: Push) -> _Job:
         cost = 10 * len(plan.test.items)  # tens of passes make a completion
-        return _Job(of.arm.name, (of,), cost, lambda: generate(load(), of, base["test_texts"]))
+        return _Job(of.arm.name, (of,), cost, lambda: generate(load(), of))
 
-    scanned, *made = done([_scanning("arms", pushes, plan.test, None, load), *map(generating, along)])
+    amount = plan.settings.generate
+    writing = {FEW: [], POINTS: [point], ALL: along}[amount]
+    scanned, *made = done([_scanning("arms", pushes, plan.test, base["test_texts"], load), *map(generating, writing)])
     scored = {p.arm.name: found for p, found in zip(pushes, scanned["arms"], strict=True)}
     random = [p for p in controlling if p.arm.edit["seed"] is not None]
     placed = [p for p in controlling if p not in random]
@@ -213,11 +220,13 @@ def _test(
         return effect_minus_largest_control(base["test"][plan.metric], scored[point.arm.name][plan.metric], values)
 
     by_kind = [claim(of) for of in (random, placed) if of]
-    largest = tuple(row["reference"] for row in by_kind)
-    made += done([generating(p) for p in controlling if p.arm.name in largest])
-    names = [*(p.arm.name for p in along), *(p.arm.name for p in controlling if p.arm.name in largest)]
+    largest, all_of_them = tuple(row["reference"] for row in by_kind), claim(controlling)
+    also = {FEW: (), POINTS: (all_of_them["reference"],), ALL: largest}[amount]
+    writing = [*writing, *(p for p in controlling if p.arm.name in also)]
+    made += done([generating(p) for p in writing[len(made) :]])
+    names = [p.arm.name for p in writing]
     claims = [
-        {"metric": "effect_minus_largest_control", **claim(controlling)},
+        {"metric": "effect_minus_largest_control", **all_of_them},
         {"metric": "effect_minus_largest_random", **by_kind[0]},
     ]
     return _Tested(pushes, scored, dict(zip(names, made, strict=True)), point, along, claims, largest)
@@ -230,13 +239,13 @@ def _scanning(
 
 
 def _rows(arm: Arm, prompts: Prompts, scored: Mapping[str, list[float | None]], made: Row | None) -> list[Row]:
-    """An arm's rows; without generation one per item, with probabilities alone."""
+    """An arm's rows; an item without completions has one, with probabilities alone."""
     common = dict.fromkeys(RESULTS.names) | arm.labels | {"task": prompts.task.name, "split": prompts.split}
-    values = {**scored, **({"kl": made["kl"]} if made is not None and "kl" in made else {})}
-    by_item = {item.id: {m: of[i] for m, of in values.items()} for i, item in enumerate(prompts.items)}
-    if made is None:
-        return [common | {"item": i.id, "group": i.group, "mode": "free"} | by_item[i.id] for i in prompts.items]
-    return [common | row | (by_item[row["item"]] if row["mode"] == "free" else {}) for row in made["rows"]]
+    by_item = {item.id: {m: of[i] for m, of in scored.items()} for i, item in enumerate(prompts.items)}
+    written = [] if made is None else made["rows"]
+    left = by_item.keys() - {row["item"] for row in written}
+    rows = [*written, *({"item": i.id, "group": i.group, "mode": "free"} for i in prompts.items if i.id in left)]
+    return [common | row | (by_item[row["item"]] if row["mode"] == "free" else {}) for row in rows]
 
 
 def _damage(base: Row, made: Row) -> tuple[str, ...]:

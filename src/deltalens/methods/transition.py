@@ -2,8 +2,8 @@
 
 All parameters move, or all but the MLP or the attention, or one band of layers or one kind alone, the rest staying at
 base (the ablations of the paper, over thirds of the depth; kinds are ours). Probabilities are taken at every λ,
-completions on a coarse grid and where thinking begins: the greedy think ratio is a step function of p_think, and the
-two have their own λ50. Nothing is chosen here, and there is no control: how far a part goes is F at its λ = 1.
+completions at both ends and, by halving, where greedy thinking passes ½: the think ratio is a step function of p_think,
+and the two have their own λ50. Nothing is chosen here, and there is no control: how far a part goes is F at its λ = 1.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -23,11 +23,11 @@ from deltalens.evaluate.scores import Row, summarise
 from deltalens.store.engine import Progress
 from deltalens.store.experiment import write_results, write_summary
 from deltalens.sweep.bench import Bench, Found, Point, bench, edited, generate, score
-from deltalens.sweep.pair import Pairing, opened
+from deltalens.sweep.pair import FEW, Pairing, opened
 from deltalens.sweep.transition import POINTS, lambda_at, sharpness, verdict, width
 from deltalens.sweep.verdicts import Verdict, fraction
 
-VERSION = 2
+VERSION = 3
 """Raised whenever a row could change for the same input; stored parts of another version are redone."""
 
 LEGEND = """\
@@ -50,7 +50,6 @@ def _without(group: str) -> Selectors:
 
 CURVES: dict[str, Selectors] = {FULL: {}, SKIP_MLP: _without("mlp"), SKIP_ATTENTION: _without("attention")}
 """Curves over the whole depth, with what moves; embeddings, norms and the output head move on all of them."""
-_COARSE = 6  # λ with completions before anything is known: 0, .2, …, 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +109,7 @@ def transition(
     """Interpolates from base to tuned and says where thinking begins, how sharply, and in which modules.
 
     Args:
-        asked: From `sweep.pair.pairing`, decoded greedily.
+        asked: From `sweep.pair.pairing`.
         points: How many λ in [0, 1], evenly spaced; with fewer than 21 the verdict is `undecided`.
         beyond: How far λ goes on below 0 and above 1, in the same steps.
         out: Directory for the tables, where an interrupted sweep resumes; None keeps nothing.
@@ -134,14 +133,13 @@ def transition(
         others = {name: _points(asked, name, unit[1:], names[name]) for name in names if name != FULL}
         scored = iter(score(at, [p for of in others.values() for p in of], asked.prompts))  # without KL
         found |= {name: [whole[0], *islice(scored, last)] for name in others}
-        thought = _generated(at, whole, asked.metric)
-        ends = [found[FULL][0], found[FULL][-1], found[SKIP_MLP][-1], found[SKIP_ATTENTION][-1]]
-        told = {f.name: f for f in (*thought, *generate(at, ends))}
+        thought = [] if asked.generate == FEW else _generated(at, whole)
+        outside = [] if asked.generate == FEW else generate(at, [f for f in (found[FULL][0], found[FULL][-1]) if more])
+        told = {f.name: f for f in (*thought, *outside)}
         arms = {f.name: told.get(f.name, f) for of in found.values() for f in of}
         rows = [row for f in arms.values() for row in f.table]
         curves = [_curve(name, whole if name == FULL else found[name], whole, asked.metric) for name in names]
-        ratio = lambda_at([_place(f) for f in thought], _thought(thought), odds=False)
-        curves[0].summary.insert(1, {"metric": "lambda50_think_ratio", **ratio})
+        curves[0].summary.insert(1, {"metric": "lambda50_think_ratio", **_greedy(asked, thought)})
         labels = {"task": asked.prompts.task.name, "group": ""}
         summary = summarise(rows, whole[0].name)
         summary += [{"arm": c.name, **labels, **row} for c in curves for row in (*c.summary, c.fraction) if row]
@@ -211,22 +209,27 @@ def _step(strength: float, moving: Selectors | None = None) -> dict[str, Any]:
     return {"operator": "interpolate", "strength": strength, **(moving or {})}
 
 
-def _generated(at: Bench, found: Sequence[Found], metric: str) -> list[Found]:
-    """Completions at six λ, on both sides of where p is ½, and wherever the think ratio is seen to pass ½."""
-    wanted = set(np.linspace(0, len(found) - 1, _COARSE).round().astype(int).tolist())
-    wanted |= set(_around(_measured(found, metric), range(len(found))))
-    made = dict(zip(sorted(wanted), generate(at, [found[i] for i in sorted(wanted)]), strict=True))
-    first, last = _around(_thought(made.values()), list(made)) or (0, 0)
-    between = range(first + 1, last)
-    made |= zip(between, generate(at, [found[i] for i in between]), strict=True)
+def _generated(at: Bench, found: Sequence[Found]) -> list[Found]:
+    """Completions at both ends and, where the think ratio passes ½ between them, by halving until neighbours have."""
+    low, high = 0, len(found) - 1
+    made = dict(zip((low, high), generate(at, [found[low], found[high]]), strict=True))
+
+    def thinks(i: int) -> bool:
+        return bool(_thought([made[i]]).mean() >= 0.5)
+
+    while high - low > 1 and thinks(low) != thinks(high):
+        middle = (low + high) // 2
+        (made[middle],) = generate(at, [found[middle]])
+        low, high = (middle, high) if thinks(middle) == thinks(low) else (low, middle)
     return [made[i] for i in sorted(made)]
 
 
-def _around(values: Float64[np.ndarray, "points prompts"], at: Sequence[int]) -> tuple[int, int] | tuple[()]:
-    """The neighbours between which the mean first passes ½, as they are numbered."""
-    means = values.mean(1)
-    i = next((i for i in range(1, len(means)) if (means[i - 1] < 0.5) != (means[i] < 0.5)), None)
-    return () if i is None else (at[i - 1], at[i])
+def _greedy(asked: Pairing, thought: Sequence[Found]) -> Row:
+    """λ50 of the greedy think ratio, or why there is none."""
+    why = f'no completions: generate = "{asked.generate}"' if not thought else asked.not_greedy
+    if why is not None:
+        return {"n": len(asked.prompts.items), "value": None, "low": None, "high": None, "p": None, "method": why}
+    return lambda_at([_place(f) for f in thought], _thought(thought), odds=False)
 
 
 def _measured(found: Iterable[Found], metric: str) -> Float64[np.ndarray, "points prompts"]:

@@ -1,5 +1,6 @@
 """One forward pass of a left-padded batch, and the batches: what generating, scoring and capturing share."""
 
+import copy
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
@@ -62,6 +63,31 @@ def check_finite(logits: Float[Tensor, "*rows vocabulary"]) -> None:
 def keeps_logits(model: "PreTrainedModel") -> bool:
     """Whether a forward pass can leave out the logits of the positions that nobody asked for."""
     return "logits_to_keep" in _accepted(type(model))
+
+
+def watched(model: "PreTrainedModel") -> bool:
+    """Whether hooks look at the passes of a model, so that tokens cannot be left out of one because they are known."""
+    return any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
+
+
+def rows_of_cache(cache: Any, rows: Sequence[int], device: torch.device) -> Any:
+    """A cache of the given rows of another, which stays as it is; a row may be named several times."""
+    taken = copy.copy(cache)
+    taken.layers = [copy.copy(layer) for layer in cache.layers]  # what a pass adds is put in place of their tensors
+    taken.reorder_cache(torch.tensor(rows, device=device))
+    return taken
+
+
+def allows_gaps(model: "PreTrainedModel", cache: Any) -> bool:
+    """Whether padding may stand between the tokens of a cache and those that follow.
+
+    Positions have to be told, and every layer has to keep every token: a window or a recurrent state counts columns.
+    """
+    from transformers.cache_utils import DynamicLayer
+
+    layers = getattr(cache, "layers", None)
+    told = "position_ids" in _accepted(type(model))
+    return told and bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
 
 
 @functools.cache

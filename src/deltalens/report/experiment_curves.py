@@ -22,6 +22,8 @@ VERDICTS = ("causal", "sufficient", "necessary", "choice")
 
 _GENERATED = ("think_ratio", "accuracy")
 
+_FOLLOWED = 3
+
 
 @dataclass(frozen=True, slots=True)
 class Curve:
@@ -125,8 +127,8 @@ def grouped(curves: Sequence[Curve]) -> list[list[Curve]]:
 
 
 def followed(arms: Arms, curve: Curve) -> bool:
-    """Whether completions are known at half the places of a curve: it is worth a chart of its own."""
-    return 2 * sum(arms.of(arm, _GENERATED[0]) is not None for _, arm in curve.along) >= len(curve.along)
+    """Whether completions are known at three places of a curve: it is worth a chart of its own."""
+    return sum(arms.of(arm, _GENERATED[0]) is not None for _, arm in curve.along) >= _FOLLOWED
 
 
 def figures(arms: Arms, group: Sequence[Curve]) -> list[tuple[str, Markup]]:

@@ -267,6 +267,9 @@ def _breaks(arms: Arms) -> Finding | None:
     if row is None or point is None:
         return None
     anchor = arms.trial.anchor("dose")
+    if row["value"] is None and row["method"].startswith("not asked"):
+        return Finding("Nothing gives way where completions were written", f"{printed(row['method']).capitalize()}.",
+                       anchor, "dose–response")  # fmt: skip
     if row["value"] is None:
         return Finding("Nothing gives way on the grid", f"At no strength of {arms.point}'s curve do skill, form or "
                        f"perplexity give way by the rule below.", anchor, "dose–response")  # fmt: skip

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from deltalens.report import experiment_eval, experiment_probe, experiment_steer, experiment_sweep
 from deltalens.report.experiment_arms import CLAIM, Arms, printed, read_arms
-from deltalens.report.experiment_curves import Curve, followed, read_curves
+from deltalens.report.experiment_curves import Curve, read_curves
 from deltalens.report.experiment_curves import figures as charts_of
 from deltalens.report.experiment_read import Trial
 from deltalens.report.experiment_svg import Dot, dots
@@ -94,6 +94,7 @@ def of_refusal(whole: Whole) -> Part:
         words = {w: sum(one[1] == w for one in over) for w in ("supported", "contradicted", "undecided")}
         told = join([f"{w} in {n}" for w, n in words.items() if n])
         text = f"Distinct: {told}, of {len(over)} comparisons at 99.4 %"
+        text += ". The verdict names the layer of the largest bound, this is the largest overlap beyond its null"
         said.append(sentence(f"At most {signed(most)} beyond its largest null, in {name} ({word})", f"{text}."))
     note = "Overlap of the directions of thinking and of refusing, less its largest null; 0 is what chance gives."
     figure = Figure("refusal", "Overlap with refusal − largest null", note, dots(lines, zero=True), wide=True)
@@ -125,10 +126,13 @@ def of_claims(whole: Whole) -> Part:
 def of_sweep(whole: Whole, trial: Trial) -> Told:
     """The curves of a recipe, the controls of the first, and what is left of other abilities."""
     seen, arms = experiment_sweep.view(trial), read_arms(trial)
-    along = [c for c in read_curves(arms) if len(c.along) > 1 and (c.point is not None or followed(arms, c))]
-    note = f"Ring: operating point; triangle: its largest control; n as in the tables; {seen.task}, test split."
-    charts = [one for curve in along[:CHARTS] for one in charts_of(arms, [curve])]
-    figures = [Figure(f"{trial.label}-{i}", title, note, figure) for i, (title, figure) in enumerate(charts)]
+    curves = read_curves(arms)
+    along = [c for c in curves if len(c.along) > 1 and c.point is not None] or curves[:1]
+    charts = [(curve, *one) for curve in along[:CHARTS] for one in charts_of(arms, [curve])]
+    figures = [
+        Figure(f"{trial.label}-{i}", title, _note(curve, seen.task), figure)
+        for i, (curve, title, figure) in enumerate(charts)
+    ]
     figures += [
         Figure(f"{trial.label}-controls-{i}", f"{curve.name}: effect and controls", _CONTROLS, figure, True, True)
         for i, (curve, figure) in enumerate(seen.effects[:1])
@@ -139,7 +143,20 @@ def of_sweep(whole: Whole, trial: Trial) -> Told:
         named = ["arm", *(", ".join(filter(None, (metric(name).head, task))) for task, name in heads)]
         rows = [[arm, *map(value, cells)] for arm, _, cells in lines]
         tables = [Table("What is left: other tasks, KL and neutral text", named, rows)]
-    return _shown(experiment_sweep.findings(trial)), figures, tables
+    cut = arms.claim("cut_direction")
+    said = [] if cut is None else [sentence(f"What is cut: v = {printed(cut['method'])}", _CUT)]
+    return [*_shown(experiment_sweep.findings(trial)), *said], figures, tables
+
+
+_CUT = "Difference of means at the last prompt token, layer by layer; what one layer's cut does depends on which it is."
+
+
+def _note(curve: Curve, task: str) -> str:
+    """How to read the chart of one curve, by the marks that it has."""
+    marks = ["ring: operating point"] * (curve.point is not None)
+    marks += ["triangle: its largest control"] * (curve.largest is not None)
+    note = "; ".join([*marks, "n as in the tables", f"{task}, test split."])
+    return note[0].upper() + note[1:]
 
 
 _CONTROLS = "Change from the curve's start on the same items; diamond: the claim; grey: controls that never decide."
@@ -149,7 +166,10 @@ def of_steer(whole: Whole, trial: Trial) -> Told:
     """Dose and response, and the controls of the operating point."""
     seen = experiment_steer.view(trial)
     point = printed(seen.point or trial.label)
-    note = "Ring: operating point; cross: where skill, form or ordinary language gives way; triangle: largest control."
+    marks = ["ring: operating point"] * (seen.strength is not None)
+    marks += ["cross: where skill, form or ordinary language gives way"] * (seen.breaking is not None)
+    marks += ["triangle: largest control"] * (read_arms(trial).largest is not None)
+    note = "; ".join(marks).capitalize() + "."
     figures = [
         Figure(f"{trial.label}-dose", f"Dose and response, {trial.models[0]}", note, seen.dose),
         Figure(

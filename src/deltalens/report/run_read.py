@@ -95,11 +95,6 @@ def read_whole(path: Path, anonymise: bool = False) -> Whole:
     named = [str(one.get("source")) for one in models if isinstance(one, dict)] if isinstance(models, list) else []
     if len(named) < 2 or not isinstance(record.get("settings"), dict):
         raise BadInput(f"{path} has a damaged record", "repeat the command with --out NEW")
-        absent = {
-            one["name"]: one.get("error") or "it was skipped"
-            for one in listed(record, "steps")
-            if one.get("status") == "skipped"
-        }
     absent = {one["name"]: one.get("error") or "it was left out" for one in skipped(record)}
     absent |= {one["step"]: one.get("error") or "it failed" for one in listed(record, "missing")}
     pairs = _pairs(path, _main(record), absent)

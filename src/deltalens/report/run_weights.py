@@ -58,16 +58,16 @@ def of_zeros(whole: Whole) -> Part:
             float(np.average([row[key] for row in rows], weights=sizes))
             for key in ("zero_fraction", "predicted_zero_fraction")
         )
-        lines.append(Dot(name, observed, None, None, f"{percent(observed)}; predicted {percent(predicted)}"))
-        lines.append(Dot("predicted by rounding", predicted, None, None, "", "muted"))
+        lines.append(Dot(name, 100 * observed, None, None, f"{percent(observed)}; predicted {percent(predicted)}"))
+        lines.append(Dot("predicted by rounding", 100 * predicted, None, None, "", "muted"))
         if i == 0:
             told = f"{percent(observed)} of the entries of {name} did not change, {percent(predicted)} are predicted"
             text = f"Predicted: what a dense change of the same size leaves, stored alike; {len(rows)} matrices."
             said = [sentence(told, text)]
     if not lines:
         return Part("zeros", title, absent="no pair has a prediction of its unchanged entries")
-    note = "Share of entries with Δ = 0, and what storage in 16 bits would leave of a dense change."
-    return Part("zeros", title, said, [Figure("zeros", "Entries that did not change", note, dots(lines, 0.0), True)])
+    note = "Per cent of entries with Δ = 0, and what storage in 16 bits would leave of a dense change."
+    return Part("zeros", title, said, [Figure("zeros", "Entries that did not change, %", note, dots(lines, 0.0), True)])
 
 
 _SHARES = {

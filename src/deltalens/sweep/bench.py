@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from deltalens.checkpoint.identity import behaviour_identity
 from deltalens.checkpoint.pair import Row as Tensor
+from deltalens.edit.edit import from_record
 from deltalens.edit.form import Form
 from deltalens.edit.plan import Plan as Opened
 from deltalens.edit.swap import overwrite, swap, swapped
 from deltalens.errors import BadInput
 from deltalens.evaluate.behaviour import completions, p_skip, p_think
-from deltalens.evaluate.divergence import kl_per_token, surprisals
+from deltalens.evaluate.divergence import Reference, p_think_and_kl, reference_along, surprisals
 from deltalens.evaluate.prompts import Prompts
 from deltalens.evaluate.scores import Row, perplexity
 from deltalens.evaluate.suite import REFERENCE_TOKENS, TEXT
@@ -25,13 +26,18 @@ from deltalens.store.experiment import workspace
 from deltalens.store.parts import Part, finished_part, part_key
 from deltalens.store.results import RESULTS
 from deltalens.sweep.arms import Arm
-from deltalens.sweep.pair import Pairing, opened
+from deltalens.sweep.pair import Pairing, first, opened
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 BASE, TUNED = "base", "tuned"
 """Names of the arms that are the two sides as they are."""
+
+ENDS_VERSION = 1
+"""Raised whenever a completion of a side could change for the same input."""
+
+_SHARED = ("texts of", "generate")  # work on a side that is the same in every sweep of a pair
 
 _PASSES = 20  # forward passes' worth of a completion, for the estimate of time left
 
@@ -58,19 +64,21 @@ class Bench:
     Attributes:
         pairing: The pair and its prompts.
         load: Gives the tuned model, loaded once, when the first part is missing.
-        reference: Gives the base under the tuned side's config, likewise; KL is taken from it.
+        reference: Gives the base under the tuned side's config, read along its texts once; KL is taken from it.
         kl: Whether KL is taken: it needs the base as a second model in memory.
         own: Hash of everything but the arm that a score depends on.
         parts: Directory of finished parts.
+        ends: The same two for completions of the sides, which other sweeps of the pair share.
         progress: Called after every part.
     """
 
     pairing: Pairing
     load: "Callable[[], PreTrainedModel]"
-    reference: "Callable[[], PreTrainedModel]"
+    reference: Callable[[tuple[tuple[int, ...], ...]], Reference]
     kl: bool
     own: str
     parts: Path
+    ends: tuple[str, Path]
     progress: Callable[[Progress], None] | None
 
 
@@ -82,7 +90,7 @@ class Found:
         point: The arm.
         prompts: What it was scored on.
         probabilities: By measure, on every item.
-        rows: Outcomes of completions, where it generated.
+        rows: Outcomes of completions, where it generated; of the first items, where not of all.
         ledger: The same on the other tasks, by task.
         perplexity: Of the neutral text, where the ledger was asked for.
     """
@@ -101,10 +109,11 @@ class Found:
 
     @property
     def table(self) -> list[Row]:
-        """Its rows of `store.results.RESULTS`; without completions one per item, with probabilities alone."""
+        """Its rows of `store.results.RESULTS`; an item without completions has one, with probabilities alone."""
         items = self.prompts.items
         scored = {item.id: {m: v[i] for m, v in self.probabilities.items()} for i, item in enumerate(items)}
-        rows = self.rows or [{"item": i.id, "group": i.group, "mode": "free"} for i in items]
+        written = {row["item"] for row in self.rows}
+        rows = [*self.rows, *({"item": i.id, "group": i.group, "mode": "free"} for i in items if i.id not in written)]
         found = [
             self._labels(self.prompts) | row | (scored[row["item"]] if row["mode"] == "free" else {}) for row in rows
         ]
@@ -167,6 +176,7 @@ def bench(
     asked, prompts = pairing.asked, pairing.prompts
     tasks = [p.task.name for p in (prompts, *pairing.ledger)]
     settings = asdict(asked.settings) | {"tasks": tasks, "temperature": asked.temperature, "kl": kl}
+    settings |= {"generate": pairing.generate, "generated": pairing.generated, "prices": pairing.prices}
     del settings["batch_size"]  # no result depends on it
     others = [
         {"role": role, "source": c.source, "identity": behaviour_identity(c)} for role, c in pairing.others.items()
@@ -186,30 +196,37 @@ def bench(
         *([p.ids, [[i.id, i.answer, i.group] for i in p.items]] for p in (prompts, pairing.chosen_on, *pairing.ledger)),
     ]
     own = part_key({k: v for k, v in record.items() if k != "command"}, asks)
+    decides = {k: v for k, v in settings.items() if k not in ("tasks", "generate", "prices", "kl")}
+    sides = part_key(ENDS_VERSION, decides, record["models"][:2], record["template"], asks[0], asks[2])
 
     def fresh() -> "PreTrainedModel":
         return load(pairing.tuned, asked.settings.dtype, asked.settings.device)[0]
 
     @lru_cache(1)
-    def reference() -> "PreTrainedModel":
+    def reference(texts: tuple[tuple[int, ...], ...]) -> Reference:
         model = fresh()  # no copy of the other, which is edited when this is first asked for
         overwrite(model, opened(pairing, {"operator": "interpolate", "strength": 0.0}), side="tuned")
-        return model
+        return reference_along(model, prompts.ids["free"], texts, asked.settings.batch_size)
 
     with workspace(out, record) as parts:
-        yield Bench(pairing, lru_cache(1)(fresh), reference, kl, own, parts, progress)
+        if pairing.shared is not None:
+            pairing.shared.mkdir(exist_ok=True)
+        both = sides, pairing.shared or parts
+        yield Bench(pairing, lru_cache(1)(fresh), reference, kl, own, parts, both, progress)
 
 
 def score(of: Bench, points: Sequence[Point], prompts: Prompts | None = None) -> list[Found]:
     """The probabilities of every point, on the test split with its KL from the base, or on given prompts without."""
     on, size = prompts or of.pairing.prompts, of.pairing.asked.settings.batch_size
-    texts = _texts(of) if of.kl and prompts is None and points else None
+    texts = tuple(map(tuple, _texts(of))) if of.kl and prompts is None and points else None
 
     def work(model: "PreTrainedModel") -> Row:
-        found: Row = {"p_think": p_think(model, on, size), "p_skip": p_skip(model, on, size)}
-        if texts is not None:
-            found["kl"] = kl_per_token(of.reference(), model, on.ids["free"], texts, size)
-        return found
+        skips = {"p_skip": p_skip(model, on, size)}
+        if texts is None:
+            return {"p_think": p_think(model, on, size), **skips}
+        open_ids = None if on.chat.think is None else on.chat.think.open_ids
+        thinks, kl = p_think_and_kl(model, of.reference(texts), open_ids, size)
+        return {"p_think": thinks, **skips, "kl": kl}
 
     made = _done(of, points, f"score {on.task.name} {on.split}", 1, work)
     return [Found(point, on, row) for point, row in zip(points, made, strict=True)]
@@ -221,32 +238,34 @@ def generate(of: Bench, found: Sequence[Found], ledger: bool = False) -> list[Fo
     Args:
         of: The bench.
         found: Points that were scored on the test split.
-        ledger: Whether the other tasks and the neutral text are asked too.
+        ledger: Whether the other tasks and the neutral text are asked too, unless the pairing asks for no prices.
     """
     asked, pairing = of.pairing.asked, of.pairing
-    size = asked.settings.batch_size
-    tasks = [pairing.prompts, *(pairing.ledger if ledger else ())]
-    pieces = asked.text[1] if ledger else []
 
     def written(model: "PreTrainedModel", prompts: Prompts) -> list[Row]:
-        decoding = asked.decoding(prompts.task)
+        decoding, size = asked.decoding(prompts.task), asked.settings.batch_size
+        some = first(prompts, pairing.generated)
         modes = ("free", "forced") if prompts.task.measures == "accuracy" else ("free",)
-        each = (completions(model, prompts, m, decoding, asked.settings.seeds, asked.ends, size)[0] for m in modes)
+        each = (completions(model, some, m, decoding, asked.settings.seeds, asked.ends, size)[0] for m in modes)
         return [row for rows in each for row in rows]
 
     def work(model: "PreTrainedModel") -> Row:
-        text = perplexity(surprisals(model, pieces, size)) if pieces else None
-        return {"rows": [written(model, prompts) for prompts in tasks], "text": text}
+        return {"rows": written(model, pairing.prompts)}
 
-    what = "generate all" if ledger else "generate"
-    done = _done(of, [f.point for f in found], what, _PASSES * len(tasks), work)
-    made = []
-    for f, row in zip(found, done, strict=True):
-        own, *others = row["rows"]
-        text = None if row["text"] is None else {"group": asked.text[0], "metric": "perplexity", **row["text"]}
-        books = list(zip(tasks[1:], others, strict=True))
-        made.append(replace(f, rows=own, ledger=books, perplexity=text))
-    return made
+    def prices(model: "PreTrainedModel") -> Row:
+        text = perplexity(surprisals(model, pieces, asked.settings.batch_size)) if pieces else None
+        return {"rows": [written(model, prompts) for prompts in pairing.ledger], "text": text}
+
+    points, pieces = [f.point for f in found], asked.text[1]
+    made = [
+        replace(f, rows=row["rows"]) for f, row in zip(found, _done(of, points, "generate", _PASSES, work), strict=True)
+    ]
+    if not ledger or not pairing.prices:
+        return made
+    priced = _done(of, points, "generate other tasks", _PASSES * (1 + len(pairing.ledger)), prices)
+    books = [list(zip(pairing.ledger, row["rows"], strict=True)) for row in priced]
+    texts = [row["text"] and {"group": asked.text[0], "metric": "perplexity", **row["text"]} for row in priced]
+    return [replace(f, ledger=b, perplexity=t) for f, b, t in zip(made, books, texts, strict=True)]
 
 
 def once(of: Bench, name: str, identity: Sequence[Any], work: Callable[[], Part]) -> Part:
@@ -294,9 +313,25 @@ def _done(
             except BadInput as problem:  # such as NaN, of an arm that went too far
                 raise BadInput(f"{point.arm.name}: {problem.error}", problem.fix) from problem
 
-    tasks = [
-        Task(p.arm.name, part_key(of.own, what, p.arm.name, p.arm.edit), 0, float(cost), lambda p=p: done(p))
-        for p in points
-    ]
-    run_tasks(tasks, of.parts, of.progress)
-    return [finished_part(of.parts, task.key).row for task in tasks]
+    placed = []
+    for p in points:
+        side = _side(of.pairing, p) if what in _SHARED else None
+        own, folder = (of.own, of.parts) if side is None else of.ends
+        identity = (p.arm.name, p.arm.edit) if side is None else (side,)
+        placed.append((Task(p.arm.name, part_key(own, what, *identity), 0, float(cost), lambda p=p: done(p)), folder))
+    for folder in dict.fromkeys(folder for _, folder in placed):
+        run_tasks([task for task, where in placed if where == folder], folder, of.progress)
+    return [finished_part(folder, task.key).row for task, folder in placed]
+
+
+def _side(pairing: Pairing, point: Point) -> str | None:
+    """Which side of the pair a point is, under whatever name; None where it is an edit."""
+    edit = dict(point.arm.edit)
+    if not edit:
+        return TUNED
+    whole = {"base": pairing.base, "tuned": pairing.tuned, "edit": [{"operator": "interpolate", "strength": 0.0}]}
+    for name, strength in ((BASE, 0.0), (TUNED, 1.0)):
+        whole["edit"][0]["strength"] = strength
+        if edit == from_record(whole).record:
+            return name
+    return None

@@ -15,7 +15,8 @@ from deltalens.store.experiment import write_results, write_summary
 from deltalens.store.results import SELECT
 from deltalens.sweep.arms import REACHED, effect_minus_largest_control, operating_point
 from deltalens.sweep.bench import BASE, TUNED, Bench, Found, Point, ends, generate, score, texts_of
-from deltalens.sweep.verdicts import LEVEL, causal, choice, enough, fraction, left_out
+from deltalens.sweep.pair import ALL, FEW, GENERATE, POINTS, Pairing
+from deltalens.sweep.verdicts import LEVEL, UNDECIDED, Verdict, causal, choice, enough, fraction, left_out
 
 GAP, FINEST = 0.1, 1 / 64
 """A curve is refined where its measure jumps by more than this between neighbours, down to this share of its length."""
@@ -33,6 +34,9 @@ class Curve:
         controls: Of the edit at the operating point; those of `decides: false` are shown only.
         asks: Verdicts that make sense of it, of `causal`, `sufficient`, `necessary` and `choice`.
         adaptive: Whether points are added where the measure jumps.
+        writes: The least of `pair.GENERATE` under which its operating point writes completions.
+        rivals: Of curves with one such name, all but that of the largest effect on the select split write completions
+            only where all do.
     """
 
     name: str
@@ -42,6 +46,8 @@ class Curve:
     controls: Callable[[Point], Sequence[Point]] = lambda _: ()
     asks: tuple[str, ...] = ("causal",)
     adaptive: bool = False
+    writes: str = POINTS
+    rivals: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -94,30 +100,34 @@ def sweep(
     Args:
         at: The bench.
         curves: What to sweep.
-        generates: Whether base, tuned model, operating points and their largest controls write completions.
+        generates: Whether anything writes completions: base, tuned model, operating points and their largest controls
+            as the pairing asks.
         ledger: Whether they are asked the other tasks and the neutral text too.
         more: Further rows for the summary.
     """
     pairing = at.pairing
     task = pairing.prompts.task.name
 
-    def told(found: Sequence[Found]) -> list[Found]:
-        return generate(at, found, ledger) if generates else list(found)
+    def told(found: Sequence[Found], writes: bool) -> list[Found]:
+        return generate(at, found, ledger) if writes else list(found)
 
     sides = score(at, ends(pairing), pairing.chosen_on)
-    chosen_on = [_chosen(at, curve, dict(zip((BASE, TUNED), sides, strict=True))) for curve in curves]
-    base, tuned = told(score(at, ends(pairing)))
+    on_select = dict(zip((BASE, TUNED), sides, strict=True))
+    chosen_on = [_chosen(at, curve, on_select) for curve in curves]
+    silent = _silent(pairing, curves, [select[x] for x, select in chosen_on], on_select, generates)
+    base, tuned = told(score(at, ends(pairing)), None in silent)
     start = {BASE: base, TUNED: tuned}
     drawn = {}
-    for curve, (x, select) in zip(curves, chosen_on, strict=True):
+    for curve, (x, select), why in zip(curves, chosen_on, silent, strict=True):
         found = score(at, [f.point for f in select.values()])
-        (point,) = told([found[list(select).index(x)]])
+        (point,) = told([found[list(select).index(x)]], why is None)
         controls = _largest_first(score(at, curve.controls(point.point)), start[curve.start], pairing.metric)
-        controls = [*told(controls[:1]), *controls[1:]]
+        controls = [*told(controls[:1], why is None and pairing.generate != FEW), *controls[1:]]
         xs = tuple(sorted(select))
         found = [point if f.name == point.name else f for f in sorted(found, key=lambda f: f.point.strength or 0.0)]
         labels = {"arm": curve.name, "task": task, "group": "", "n": point_count(point)}
-        rows = [labels | row for row in _claims(curve, start, point, controls, pairing.metric, x)]
+        rows = _claims(curve, start, point, controls, pairing.metric, x, why or pairing.not_greedy)
+        rows = [labels | row for row in rows]
         places = [(start[curve.start].name, 0.0), *((f.name, f.point.strength) for f in found)]
         rows += [
             {"arm": arm, "task": task, "group": curve.name, "metric": "strength", "value": place}
@@ -154,6 +164,38 @@ def _chosen(at: Bench, curve: Curve, sides: Mapping[str, Found]) -> tuple[float,
     return operating_point(list(made), list(made.values())), found
 
 
+def _silent(
+    pairing: Pairing, curves: Sequence[Curve], chosen: Sequence[Found], sides: Mapping[str, Found], generates: bool
+) -> list[str | None]:
+    """Why the operating point of a curve writes no completions, None where it does.
+
+    Args:
+        pairing: The pair, and how much of a sweep writes completions.
+        curves: Of the sweep.
+        chosen: Their operating points on the select split.
+        sides: Both ends there.
+        generates: Whether anything does.
+    """
+    foremost: dict[str, tuple[float, Curve]] = {}
+    for curve, found in zip(curves, chosen, strict=True):
+        pair = found.values(pairing.metric), sides[curve.start].values(pairing.metric)
+        size = abs(fmean(pair[0]) - fmean(pair[1]))
+        if curve.rivals not in foremost or size > foremost[curve.rivals][0]:
+            foremost[curve.rivals] = size, curve
+
+    def why(curve: Curve) -> str | None:
+        if not generates:
+            return "nothing writes completions"
+        if GENERATE.index(pairing.generate) < GENERATE.index(curve.writes):
+            return f'no completions: generate = "{pairing.generate}"'
+        one = foremost[curve.rivals][1]
+        if curve.rivals and curve is not one and pairing.generate != ALL:
+            return f"no completions: of {curve.rivals} only the foremost, {one.name}, writes them"
+        return None
+
+    return list(map(why, curves))
+
+
 def between(effects: Mapping[float, float]) -> list[float]:
     """Midpoints of neighbours between which the measure jumps; empty once it is known finely enough.
 
@@ -176,9 +218,15 @@ def _largest_first(controls: list[Found], start: Found, metric: str) -> list[Fou
 
 
 def _claims(
-    curve: Curve, start: Mapping[str, Found], point: Found, controls: Sequence[Found], metric: str, x: float
+    curve: Curve,
+    start: Mapping[str, Found],
+    point: Found,
+    controls: Sequence[Found],
+    metric: str,
+    x: float,
+    unasked: str | None,
 ) -> list[Row]:
-    """What is said of a whole curve."""
+    """What is said of a whole curve; `unasked` is why its completions say nothing of a choice, None where they do."""
     here = {"reference": point.name}
     rule = f"least strength of {REACHED:.0%} of the largest effect on the select split"
     rows: list[Row] = [{"metric": "operating_point", "value": x, "method": rule, **here}]
@@ -192,16 +240,17 @@ def _claims(
     moved = share if curve.start == BASE else left_out(share)
     said = {"causal": lambda: causal(moved, claim), "sufficient": lambda: enough(moved)}
     said["necessary"] = said["sufficient"]
-    said["choice"] = lambda: choice(
-        *(rate_difference(outcome_pairs(start[curve.start].rows, point.rows, m), LEVEL) for m in _CHOICE)
-    )
-    for ask in curve.asks:
-        if ask != "choice" or point.rows:
-            rows.append({"metric": ask, "method": said[ask]().text, **here})
-    return rows
+    said["choice"] = lambda: _choice(start[curve.start], point, unasked)
+    return rows + [{"metric": ask, "method": said[ask]().text, **here} for ask in curve.asks]
 
 
-_CHOICE = ("think_ratio", "forced_accuracy")
+def _choice(start: Found, point: Found, unasked: str | None) -> Verdict:
+    if unasked is not None:
+        return Verdict(UNDECIDED, unasked)
+    pairs = [outcome_pairs(start.rows, point.rows, metric) for metric in ("think_ratio", "forced_accuracy")]
+    if not all(pairs):
+        return Verdict(UNDECIDED, f"{point.prompts.task.name} has no forced accuracy")
+    return choice(*(rate_difference(one, LEVEL) for one in pairs))
 
 
 def _told(base: Found, tuned: Found, drawn: dict[str, Drawn], select: Sequence[Found], more: Sequence[Row]) -> Swept:

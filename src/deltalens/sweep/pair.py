@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from deltalens.checkpoint.source import Checkpoint, open_checkpoint
@@ -12,6 +13,10 @@ from deltalens.errors import BadInput
 from deltalens.evaluate import plan as evaluation
 from deltalens.evaluate.prompts import Prompts, render
 from deltalens.sweep.arms import CHOSEN_ON
+
+GENERATE = ("few", "points", "all")
+"""How much of a sweep writes completions, the least first; docs/behaviour.md, §8."""
+FEW, POINTS, ALL = GENERATE
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +33,10 @@ class Pairing:
         ledger: The other tasks, for arms whose price is to be known.
         notes: What a reader must know.
         others: Further models by their role, such as `sibling`.
+        generate: One of `GENERATE`.
+        generated: How many items of a task are completed, the first ones; 0 for all.
+        prices: Whether the ledger is asked at all; directions are made from its prompts in any case.
+        shared: Directory in which sweeps of one experiment share the completions of the two sides; None for none.
     """
 
     base: str
@@ -38,6 +47,16 @@ class Pairing:
     ledger: tuple[Prompts, ...]
     notes: tuple[str, ...]
     others: Mapping[str, Checkpoint] = field(default_factory=dict)
+    generate: str = ALL
+    generated: int = 0
+    prices: bool = True
+    shared: Path | None = None
+
+    @property
+    def not_greedy(self) -> str | None:
+        """Why completions do not show what is chosen greedily; None where they do."""
+        warm = self.asked.temperature
+        return f"decoded at temperature {warm:g}, not greedily" if warm else None
 
     @property
     def prompts(self) -> Prompts:
@@ -58,7 +77,7 @@ def pairing(
         base: The side where λ = 0.
         tuned: The side where λ = 1.
         asked: What to ask; the first task is swept, by default one that thinking helps with, and the others are the
-            ledger.
+            ledger. Decoding is greedy unless a temperature is given.
         ends: Operations that the sweep will end in, so that what it cannot do is refused before a model is loaded.
         others: Further models by their role; None for one that is not given. They must be fine-tunes of the same
             architecture.
@@ -67,6 +86,7 @@ def pairing(
         BadInput: A model, the task or a setting is not usable, or there is no think format.
         Refused: The tokenizers differ, the models are not comparable, or a tensor cannot take an operation.
     """
+    asked = replace(asked, temperature=asked.temperature or 0.0)
     rendered = evaluation.plan([base, tuned], asked)
     think = rendered.chat.think
     if think is None:
@@ -99,6 +119,13 @@ def pairing(
     for source in given.values():
         opened(replace(found, tuned=source), {"operator": "interpolate", "strength": 1.0})
     return found
+
+
+def first(prompts: Prompts, n: int) -> Prompts:
+    """The first n items; all where n is 0."""
+    if not n:
+        return prompts
+    return replace(prompts, items=prompts.items[:n], ids={mode: rows[:n] for mode, rows in prompts.ids.items()})
 
 
 def opened(

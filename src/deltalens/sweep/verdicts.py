@@ -131,12 +131,19 @@ def choice(thinking: Row, skill: Row) -> Verdict:
     if min(thinking["n"], skill["n"]) < ITEMS:
         return Verdict(UNDECIDED, f"{min(thinking['n'], skill['n'])} items, {ITEMS} are needed")
     fell, lost = -thinking["high"], (-skill["high"], -skill["low"])
-    said = f"thinking falls by {0 - thinking['value']:.2f}, forced accuracy by {0 - skill['value']:.2f}"
+    said = f"{_fall('thinking falls', thinking)}, {_fall('forced accuracy', skill)}"
     if lost[0] >= 0.3:
         return Verdict(CONTRADICTED, f"the skill goes too: {said}")
     if fell >= 0.5 and lost[1] < 0.1:
         return Verdict(SUPPORTED, said)
     return Verdict(UNDECIDED, said)
+
+
+def _fall(name: str, change: Row) -> str:
+    """A change that is expected to be a fall, in words."""
+    if change["value"] > 0:
+        return f"{name.removesuffix(' falls')} does not fall: +{change['value']:.2f}"
+    return f"{name} by {0 - change['value']:.2f}"
 
 
 def gap(first: Sequence[float], second: Sequence[float], level: float = LEVEL) -> Row:
