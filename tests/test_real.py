@@ -1,14 +1,23 @@
 """A real language model through the same commands: SmolLM2-135M-Instruct (`make test-real`)."""
 
 import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from smollm2 import convert, package
+import torch
+import train
+from recipe import Recipe
+from safetensors.torch import load_file
+from start import convert, package
 
 from deltalens.checkpoint.chat import read_chat
 from deltalens.checkpoint.source import open_checkpoint
 from deltalens.cli.main import main
+from deltalens.errors import Refused
 from deltalens.store.experiment import Experiment
 
 pytestmark = [
@@ -77,3 +86,61 @@ def test_steering_it_has_arms_and_controls(smollm2: Path, bank: str, tmp_path: P
     arms = Experiment.open(out).arms.to_pylist()
     assert sum(a["role"] == "control" for a in arms) >= 10
     assert any(r["metric"] == "effect_minus_largest_control" for r in Experiment.open(out).summary.to_pylist())
+
+
+# --- a small version of runs/smollm2.sh ---------------------------------------------------------------------
+
+
+SMALL = Recipe("think", "think", chains=48, chat=16)
+
+
+@pytest.fixture(scope="session")
+def small(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("small")
+    (out / train.START).symlink_to(smollm2)
+    train.make(SMALL, out)
+    return out
+
+
+@pytest.fixture
+def interrupted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(train, "SAVE_EVERY", 2)
+    steps = iter(range(5))
+
+    def stop(*given: Any) -> Any:
+        if next(steps, None) is None:
+            raise KeyboardInterrupt
+        return loss(*given)
+
+    loss = train.loss
+    monkeypatch.setattr(train, "loss", stop)
+    return
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_an_interrupted_training_ends_with_the_same_weights(
+    small: Path, tmp_path: Path, optimizer: str, interrupted: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = replace(SMALL, chains=40, chat=8, optimizer=optimizer)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for out in (whole, parts):
+        out.mkdir()
+        (out / train.START).symlink_to((small / train.START).resolve())
+        shutil.copy(small / "chat.json", out)
+    with pytest.raises(KeyboardInterrupt):
+        train.make(recipe, parts)
+    assert (parts / ".think.safetensors").is_file() and not (parts / "think").exists()
+    with pytest.raises(Refused, match="seed 0 there, 1 now"):
+        train.make(replace(recipe, seed=1), parts)
+    monkeypatch.undo()
+    train.make(recipe, parts)
+    train.make(recipe, whole)
+    one, two = weights(whole / "think"), weights(parts / "think")
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert sorted(p.name for p in parts.iterdir()) == ["chat.json", "instruct", "think"]
+    cards = [json.loads((out / "think" / "card.json").read_text()) for out in (whole, parts)]
+    assert cards[0]["loss"] == cards[1]["loss"] and cards[0]["held_out_loss"] == cards[1]["held_out_loss"]

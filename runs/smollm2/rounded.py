@@ -1,0 +1,54 @@
+"""What bfloat16 files would have made of the change: copies of `instruct` and `think` as they are usually stored.
+
+Usage: python runs/smollm2/rounded.py OUT
+"""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from train import START
+
+THINK = "think"
+
+
+def rounded(folder: Path, out: Path) -> Path:
+    """A copy of a model directory with every tensor rounded to bfloat16."""
+    if not out.is_dir():
+        half = out.with_name(f".{out.name}")
+        shutil.copytree(folder, half, ignore=shutil.ignore_patterns("*.safetensors"), dirs_exist_ok=True)
+        tensors = {name: t.bfloat16() for name, t in load_file(folder / "model.safetensors").items()}
+        save_file(tensors, half / "model.safetensors", {"format": "pt"})
+        half.rename(out)
+    return out
+
+
+def error(out: Path) -> dict[str, float]:
+    """‖Δ′ − Δ‖/‖Δ‖ over the matrices of the blocks, Δ′ between the rounded files, and the lengths it is made of."""
+    files = [load_file(out / name / "model.safetensors") for name in (START, THINK, f"{START}-bf16", f"{THINK}-bf16")]
+    base, tuned, base16, tuned16 = files
+    names = [name for name, t in base.items() if t.ndim == 2 and ".layers." in name]
+
+    def norm(of: dict[str, torch.Tensor]) -> float:
+        return sum(float(of[name].double().square().sum()) for name in names) ** 0.5
+
+    delta = {name: tuned[name] - base[name] for name in names}
+    seen = {name: tuned16[name].float() - base16[name].float() for name in names}
+    return {
+        "change": norm(delta) / norm(base),
+        "error": norm({name: seen[name] - delta[name] for name in names}) / norm(delta),
+    }
+
+
+def main(out: Path) -> None:
+    """Writes both copies and `rounding.json`."""
+    for name in (START, THINK):
+        rounded(out / name, out / f"{name}-bf16")
+    (out / "rounding.json").write_text(json.dumps(error(out), indent=1))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
