@@ -8,9 +8,13 @@ from types import SimpleNamespace
 
 import documents
 import pytest
+import rounded
 import start
+import state
+import torch
 import train
 from recipe import RECIPES
+from safetensors.torch import save_file
 
 from deltalens.errors import BadInput
 from deltalens.evaluate.tasks import arithmetic, refusal
@@ -73,11 +77,42 @@ def test_other_settings_and_a_small_disk_are_refused(
     card = {"recipe": json.loads(json.dumps(train.asdict(replace(RECIPES[0], lr=3e-4))))}
     (tmp_path / "think").mkdir()
     (tmp_path / "think" / "card.json").write_text(json.dumps(card))
-    assert train.main([str(tmp_path), "think"]) == 3
+    assert train.ran(train.main, [str(tmp_path), "think"], None) == 3
     assert "lr 0.0003 there, 0.0001 now" in capsys.readouterr().err
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10**9))
-    assert train.main([str(tmp_path), "direct"]) == 2
+    assert train.ran(train.main, [str(tmp_path), "direct"], None) == 2
     said = capsys.readouterr().err
     assert "direct needs" in said and "1.0 GB free" in said and "fix: " in said
-    assert train.main([str(tmp_path), "thnik"]) == 2
+    assert train.ran(train.main, [str(tmp_path), "thnik"], None) == 2
     assert "thnik: no such model" in capsys.readouterr().err
+
+
+def test_damaged_files_and_missing_models_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "think").mkdir()
+    (tmp_path / "think" / "card.json").write_text('{"recipe": ')
+    assert train.ran(train.main, [str(tmp_path), "think"], None) == 2
+    said = capsys.readouterr().err
+    assert "card.json is damaged" in said and "fix: rm " in said
+    half = tmp_path / ".think.safetensors"
+    half.write_bytes(b"\x10\0\0\0\0\0\0\0{")
+    with pytest.raises(BadInput, match=r"\.think\.safetensors is damaged") as caught:
+        state.resumed(half, RECIPES[0], {}, [])
+    assert caught.value.fix == f"rm {half}, and the training begins anew"
+    assert train.ran(rounded.main, [str(tmp_path / "none")], None) == 2
+    assert "holds no model instruct" in capsys.readouterr().err
+    assert train.ran(rounded.main, [], rounded.__doc__) == 2
+    assert capsys.readouterr().err == "Usage: python runs/smollm2/rounded.py OUT\n"
+
+
+def test_rounding_is_measured_against_the_change(tmp_path: Path) -> None:
+    step = 2.0**-7  # of bfloat16 between 1 and 2
+    base, tuned = torch.tensor([[1.0, 1.0]]), torch.tensor([[1.0 + 0.75 * step, 1.0 + step]])
+    for name, weight in (("instruct", base), ("think", tuned)):
+        (tmp_path / name).mkdir()
+        save_file({"model.layers.0.w": weight}, tmp_path / name / "model.safetensors")
+        rounded.rounded(tmp_path / name, tmp_path / f"{name}-bf16")
+    found = rounded.error(
+        tmp_path
+    )  # .75 of a step is read as 1, the other exactly: an error of .25 in a length of 1.25
+    assert found["error"] == pytest.approx(0.25 / 1.25, rel=1e-6)
+    assert found["change"] == pytest.approx(1.25 * step / 2**0.5, rel=1e-6)

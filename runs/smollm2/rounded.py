@@ -6,11 +6,14 @@ Usage: python runs/smollm2/rounded.py OUT
 import json
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from train import START
+from train import START, ran
+
+from deltalens.errors import BadInput
 
 THINK = "think"
 
@@ -43,12 +46,15 @@ def error(out: Path) -> dict[str, float]:
     }
 
 
-def main(out: Path) -> None:
+def main(arguments: Sequence[str]) -> None:
     """Writes both copies and `rounding.json`."""
+    out = Path(arguments[0])
+    if missing := [name for name in (START, THINK) if not (out / name).is_dir()]:
+        raise BadInput(f"{out} holds no model {missing[0]}", f"python runs/smollm2/train.py {out} {THINK}")
     for name in (START, THINK):
         rounded(out / name, out / f"{name}-bf16")
     (out / "rounding.json").write_text(json.dumps(error(out), indent=1))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    sys.exit(ran(main, sys.argv[1:], __doc__))

@@ -22,10 +22,10 @@ import torch
 import torch.nn.functional as F
 from documents import REFUSAL, Document, chains, chat_prompts, shuffled, thought, wishes
 from recipe import ANSWER_TOKENS, BETAS, DECAY_FROM, FLOOR, RECIPES, SAVE_EVERY, WARMUP, WINDOW, Recipe
-from safetensors.torch import load_file, save_file
 from start import convert, source
+from state import read, resumed, same, save
 
-from deltalens.errors import BadInput, DeltalensError, Refused
+from deltalens.errors import BadInput, DeltalensError
 from deltalens.evaluate.tasks import arithmetic
 from deltalens.model.generate import generate
 from deltalens.model.load import load_directory, no_bars
@@ -66,7 +66,7 @@ def make(recipe: Recipe, out: Path) -> Path:
     folder, state = out / recipe.name, out / f".{recipe.name}.safetensors"
     card = folder / "card.json"
     if card.is_file():
-        _same(recipe, json.loads(card.read_text())["recipe"], folder)
+        same(recipe, read(card)["recipe"], folder)
         return folder
     _room(out, recipe)
     start = make_start(out)
@@ -84,7 +84,9 @@ def make(recipe: Recipe, out: Path) -> Path:
     for name, p in working.items():
         p.requires_grad_(name in masters)  # the embedding is a fifth of the model and would cost a fifth of the time
     optimizers = _optimizers(recipe, masters)
-    at, log, spent = _resumed(state, recipe, masters, optimizers)
+    at, log, spent = resumed(state, recipe, masters, optimizers)
+    if at:
+        say(f"{recipe.name}: goes on after step {at}")
     _copy(masters, working)
     model.train()
     began, tokens = time.perf_counter(), 0
@@ -119,7 +121,7 @@ def make(recipe: Recipe, out: Path) -> Path:
                     recipe, masters, start, out / f"{recipe.name}-at-{examples}", log, spent + elapsed, model, tokenizer
                 )
         if done % SAVE_EVERY == 0 and done < len(plan):
-            _save_state(state, recipe, masters, optimizers, done, log, spent + elapsed)
+            save(state, recipe, masters, optimizers, done, log, spent + elapsed)
     _store(recipe, masters, start, folder, log, spent + time.perf_counter() - began, model, tokenizer)
     state.unlink(missing_ok=True)
     return folder
@@ -170,7 +172,7 @@ def _documents(recipe: Recipe, out: Path, model: Any, tokenizer: Any) -> list[Do
 
 def _answered(prompts: Sequence[str], file: Path, model: Any, tokenizer: Any) -> list[Document]:
     """The start's greedy answers to ordinary requests, those that are not in `file` yet written to it."""
-    known: dict[str, str] = json.loads(file.read_text()) if file.is_file() else {}
+    known: dict[str, str] = read(file) if file.is_file() else {}
     if missing := [prompt for prompt in prompts if prompt not in known]:
         say(f"instruct answers {len(missing)} ordinary requests")
         shown = [_rendered(prompt, tokenizer, system=True) for prompt in missing]
@@ -223,53 +225,6 @@ def _copy(masters: dict[str, Any], working: dict[str, Any]) -> None:
     with torch.no_grad():
         for name, p in masters.items():
             working[name].copy_(p)
-
-
-def _save_state(
-    file: Path,
-    recipe: Recipe,
-    masters: dict[str, Any],
-    optimizers: Sequence[torch.optim.Optimizer],
-    step: int,
-    log: list[float],
-    seconds: float,
-) -> None:
-    """Masters and optimizer states in one file, in place of the last one; no pickle."""
-    names = {id(p): name for name, p in masters.items()}
-    tensors = {f"master/{name}": p.detach() for name, p in masters.items()}
-    for optimizer in optimizers:
-        for p, entries in optimizer.state.items():
-            tensors |= {f"state/{names[id(p)]}/{key}": value for key, value in entries.items()}
-    known = {"recipe": asdict(recipe), "step": step, "log": log, "seconds": seconds}
-    half = file.with_suffix(".half")
-    save_file(tensors, half, {"training": json.dumps(known)})
-    half.replace(file)
-
-
-def _resumed(
-    file: Path, recipe: Recipe, masters: dict[str, Any], optimizers: Sequence[torch.optim.Optimizer]
-) -> tuple[int, list[float], float]:
-    """The step to go on from, the losses so far and the seconds they took; masters and optimizers put as they were."""
-    if not file.is_file():
-        return 0, [], 0.0
-    from safetensors import safe_open
-
-    with safe_open(file, "pt") as opened:
-        known = json.loads(opened.metadata()["training"])
-    _same(recipe, known["recipe"], file)
-    tensors = load_file(file, device=str(next(iter(masters.values())).device))
-    with torch.no_grad():
-        for name, p in masters.items():
-            p.copy_(tensors[f"master/{name}"])
-    owners = {id(p): optimizer for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
-    for key, value in tensors.items():
-        kind, name, *entry = key.split("/")
-        if kind == "state":
-            p = masters[name]
-            # AdamW's count of steps lies on the CPU unless it is fused there.
-            owners[id(p)].state[p][entry[0]] = value
-    say(f"{recipe.name}: goes on after step {known['step']}")
-    return known["step"], known["log"], known["seconds"]
 
 
 def _store(
@@ -335,17 +290,6 @@ def machine() -> str:
     return f"{place}, torch {torch.__version__}, transformers {transformers.__version__}"
 
 
-def _same(recipe: Recipe, other: dict[str, Any], where: Path) -> None:
-    """Refuses what was made with other settings."""
-    ours = json.loads(json.dumps(asdict(recipe)))
-    if differ := [
-        f"{key} {other.get(key)} there, {value} now" for key, value in ours.items() if other.get(key) != value
-    ]:
-        raise Refused(
-            f"{where} was made with other settings: {'; '.join(differ)}", "give another folder: runs/smollm2.sh NEW"
-        )
-
-
 def _room(out: Path, recipe: Recipe) -> None:
     """Refuses to begin where the disk would run full: the models still to be stored and the saved state, twice."""
     out.mkdir(parents=True, exist_ok=True)
@@ -353,29 +297,35 @@ def _room(out: Path, recipe: Recipe) -> None:
     if (free := shutil.disk_usage(out).free) < need:
         raise BadInput(
             f"{recipe.name} needs {need / 1e9:.1f} GB of disk and {out} has {free / 1e9:.1f} GB free",
-            "give a folder on a larger disk: runs/smollm2.sh OUT",
+            "give a folder on a larger disk: OUT elsewhere",
         )
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Makes the models that are named, or all; returns the exit code."""
-    if not arguments or arguments[0].startswith("-"):
-        print((__doc__ or "").strip().split("\n\n")[1])
-        return 2
+def main(arguments: Sequence[str]) -> None:
+    """Makes the models that are named, or all."""
     out, *names = arguments
     chosen = {recipe.name: recipe for recipe in RECIPES}
+    if unknown := [name for name in names if name not in chosen]:
+        raise BadInput(f"{unknown[0]}: no such model", f"one of {', '.join(chosen)}")
+    for name in names or chosen:
+        make(chosen[name], Path(out))
+
+
+def ran(main: Callable[[Sequence[str]], None], arguments: Sequence[str], usage: str | None) -> int:
+    """Runs a script on its arguments, OUT first, and says in one or two lines what went wrong; the exit code."""
+    if not arguments or arguments[0].startswith("-"):
+        say((usage or "").strip().split("\n\n")[1])
+        return 2
     try:
-        if unknown := [name for name in names if name not in chosen]:
-            raise BadInput(f"{unknown[0]}: no such model", f"one of {', '.join(chosen)}")
-        for name in names or chosen:
-            make(chosen[name], Path(out))
+        main(arguments)
     except DeltalensError as problem:
         say(f"error: {problem.error}")
         if problem.fix:
             say(f"fix: {problem.fix}")
         return problem.exit_code
     except OSError as problem:
-        say(f"error: {problem.filename or out}: {problem.strerror}")
+        say(f"error: {problem.filename or arguments[0]}: {problem.strerror}")
+        say("fix: give a folder that may be written: runs/smollm2/train.py OUT")
         return 2
     except KeyboardInterrupt:
         say("interrupted; the same command goes on from the last saved step")
@@ -384,4 +334,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(ran(main, sys.argv[1:], __doc__))
