@@ -155,8 +155,7 @@ def _note(curve: Curve, task: str) -> str:
     """How to read the chart of one curve, by the marks that it has."""
     marks = ["ring: operating point"] * (curve.point is not None)
     marks += ["triangle: its largest control"] * (curve.largest is not None)
-    note = "; ".join([*marks, "n as in the tables", f"{task}, test split."])
-    return note[0].upper() + note[1:]
+    return "; ".join([f"Items of {task}, test split, n as in the tables", *marks]) + "."
 
 
 _CONTROLS = "Change from the curve's start on the same items; diamond: the claim; grey: controls that never decide."
