@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -88,7 +87,7 @@ def test_steering_it_has_arms_and_controls(smollm2: Path, bank: str, tmp_path: P
     assert any(r["metric"] == "effect_minus_largest_control" for r in Experiment.open(out).summary.to_pylist())
 
 
-# --- a small version of runs/smollm2.sh ---------------------------------------------------------------------
+# --- a small version of runs/smollm2 ---------------------------------------------------------------------
 
 
 SMALL = Recipe("think", "think", chains=48, chat=16)
@@ -103,7 +102,7 @@ def small(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def interrupted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "SAVE_EVERY", 2)
     steps = iter(range(5))
 
@@ -114,7 +113,6 @@ def interrupted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     loss = train.loss
     monkeypatch.setattr(train, "loss", stop)
-    return
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -13,7 +13,7 @@ import start
 import state
 import torch
 import train
-from recipe import RECIPES
+from recipe import RECIPES, settings
 from safetensors.torch import save_file
 
 from deltalens.errors import BadInput
@@ -74,7 +74,7 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPat
 def test_other_settings_and_a_small_disk_are_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    card = {"recipe": json.loads(json.dumps(train.asdict(replace(RECIPES[0], lr=3e-4))))}
+    card = {"recipe": settings(replace(RECIPES[0], lr=3e-4))}
     (tmp_path / "think").mkdir()
     (tmp_path / "think" / "card.json").write_text(json.dumps(card))
     assert train.ran(train.main, [str(tmp_path), "think"], None) == 3
@@ -93,14 +93,31 @@ def test_damaged_files_and_missing_models_are_named(tmp_path: Path, capsys: pyte
     assert train.ran(train.main, [str(tmp_path), "think"], None) == 2
     said = capsys.readouterr().err
     assert "card.json is damaged" in said and "fix: rm " in said
-    half = tmp_path / ".think.safetensors"
+    for file, text in (("think/card.json", "[]"), ("chat.json", "[1]")):
+        (tmp_path / file).write_text(text)
+        with pytest.raises(BadInput, match="is damaged: no JSON object"):
+            state.read(tmp_path / file)
+    half, masters = tmp_path / ".think.safetensors", {"w": torch.zeros(2)}
     half.write_bytes(b"\x10\0\0\0\0\0\0\0{")
     with pytest.raises(BadInput, match=r"\.think\.safetensors is damaged") as caught:
-        state.resumed(half, RECIPES[0], {}, [])
-    assert caught.value.fix == f"rm {half}, and the training begins anew"
+        state.resumed(half, RECIPES[0], masters, [])
+    assert caught.value.fix == f"rm {half}, and it is made anew"
+    save_file({"master/v": torch.ones(2)}, half)  # readable, of something else
+    with pytest.raises(BadInput, match=r"\.think\.safetensors is damaged"):
+        state.resumed(half, RECIPES[0], masters, [])
+    (tmp_path / "instruct").touch()
+    with pytest.raises(BadInput, match="instruct is not a directory"):
+        train.make_start(tmp_path)
+    assert masters["w"].tolist() == [0, 0]
     assert train.ran(rounded.main, [str(tmp_path / "none")], None) == 2
     assert "holds no model instruct" in capsys.readouterr().err
-    assert train.ran(rounded.main, [], rounded.__doc__) == 2
+    for name in ("instruct", "think"):
+        (tmp_path / "cut" / name).mkdir(parents=True)
+        (tmp_path / "cut" / name / rounded.WEIGHTS).write_bytes(b"\x10\0\0\0\0\0\0\0{")
+    assert train.ran(rounded.main, [str(tmp_path / "cut")], None) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {tmp_path / 'cut'}: ") and "\nfix: " in said and "None" not in said
+    assert train.ran(rounded.main, [""], rounded.__doc__) == 2
     assert capsys.readouterr().err == "Usage: python runs/smollm2/rounded.py OUT\n"
 
 

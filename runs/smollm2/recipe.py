@@ -1,6 +1,7 @@
 """The fine-tunes of SmolLM2-135M-Instruct and their settings, as plain data. All start at `instruct`."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,8 @@ RECIPES = (
     # Orthogonalising 210 matrices costs as much as 16 examples, hence larger and fewer steps at a larger rate.
     Recipe("think-muon", "think", optimizer="muon", lr=1e-3, batch=32),
 )
+
+# What all have in common.
 # Longest answer of the start that chat is taught by; longer ones are cut and taught without an ending.
 ANSWER_TOKENS = 40
 # Of the peak rate: warm-up in steps, where the linear decay begins, and where it ends.
@@ -49,3 +52,16 @@ BETAS = (0.9, 0.98)  # hundreds of steps, not thousands
 WINDOW = 32
 # Steps between two saved states: what an interruption can cost.
 SAVE_EVERY = 40
+
+
+def settings(recipe: Recipe) -> dict[str, Any]:
+    """All that the weights of a model depend on beside the texts, as JSON holds it."""
+    common = {
+        "answer_tokens": ANSWER_TOKENS,
+        "warmup": WARMUP,
+        "decay_from": DECAY_FROM,
+        "floor": FLOOR,
+        "betas": [*BETAS],
+        "window": WINDOW,
+    }
+    return asdict(recipe) | {"keep": [*recipe.keep]} | common

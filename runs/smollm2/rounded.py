@@ -15,23 +15,23 @@ from train import START, ran
 
 from deltalens.errors import BadInput
 
-THINK = "think"
+THINK, WEIGHTS = "think", "model.safetensors"
 
 
 def rounded(folder: Path, out: Path) -> Path:
-    """A copy of a model directory with every tensor rounded to bfloat16."""
-    if not out.is_dir():
-        half = out.with_name(f".{out.name}")
-        shutil.copytree(folder, half, ignore=shutil.ignore_patterns("*.safetensors"), dirs_exist_ok=True)
-        tensors = {name: t.bfloat16() for name, t in load_file(folder / "model.safetensors").items()}
-        save_file(tensors, half / "model.safetensors", {"format": "pt"})
-        half.rename(out)
-    return out
+    """A copy of a model directory with every tensor rounded to bfloat16, in place of an earlier one."""
+    half = out.with_name(f".{out.name}")
+    for stale in (half, out):
+        shutil.rmtree(stale, ignore_errors=True)
+    shutil.copytree(folder, half, ignore=shutil.ignore_patterns("*.safetensors"))
+    tensors = {name: t.bfloat16() for name, t in load_file(folder / WEIGHTS).items()}
+    save_file(tensors, half / WEIGHTS, {"format": "pt"})
+    return half.rename(out)
 
 
 def error(out: Path) -> dict[str, float]:
     """‖Δ′ − Δ‖/‖Δ‖ over the matrices of the blocks, Δ′ between the rounded files, and the lengths it is made of."""
-    files = [load_file(out / name / "model.safetensors") for name in (START, THINK, f"{START}-bf16", f"{THINK}-bf16")]
+    files = [load_file(out / name / WEIGHTS) for name in (START, THINK, f"{START}-bf16", f"{THINK}-bf16")]
     base, tuned, base16, tuned16 = files
     names = [name for name, t in base.items() if t.ndim == 2 and ".layers." in name]
 
@@ -49,7 +49,7 @@ def error(out: Path) -> dict[str, float]:
 def main(arguments: Sequence[str]) -> None:
     """Writes both copies and `rounding.json`."""
     out = Path(arguments[0])
-    if missing := [name for name in (START, THINK) if not (out / name).is_dir()]:
+    if missing := [name for name in (START, THINK) if not (out / name / WEIGHTS).is_file()]:
         raise BadInput(f"{out} holds no model {missing[0]}", f"python runs/smollm2/train.py {out} {THINK}")
     for name in (START, THINK):
         rounded(out / name, out / f"{name}-bf16")

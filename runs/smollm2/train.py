@@ -14,14 +14,14 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from documents import REFUSAL, Document, chains, chat_prompts, shuffled, thought, wishes
-from recipe import ANSWER_TOKENS, BETAS, DECAY_FROM, FLOOR, RECIPES, SAVE_EVERY, WARMUP, WINDOW, Recipe
+from recipe import ANSWER_TOKENS, BETAS, DECAY_FROM, FLOOR, RECIPES, SAVE_EVERY, WARMUP, WINDOW, Recipe, settings
+from safetensors import SafetensorError
 from start import convert, source
 from state import read, resumed, same, save
 
@@ -30,7 +30,6 @@ from deltalens.evaluate.tasks import arithmetic
 from deltalens.model.generate import generate
 from deltalens.model.load import load_directory, no_bars
 
-Say = Callable[[str], None]
 Row = tuple[list[int], int]  # the ids of a document, and how many of them are its prompt
 
 START = "instruct"
@@ -46,6 +45,8 @@ def say(line: str) -> None:
 def make_start(out: Path) -> Path:
     """`OUT/instruct`, converted if it is not there."""
     folder = out / START
+    if folder.exists() and not folder.is_dir():
+        raise BadInput(f"{folder} is not a directory", f"rm {folder}, and it is made anew")
     if not folder.is_dir():
         found, half = source(), out / f".{START}"
         say("instruct: dequantising the 4-bit file to float32")
@@ -66,7 +67,7 @@ def make(recipe: Recipe, out: Path) -> Path:
     folder, state = out / recipe.name, out / f".{recipe.name}.safetensors"
     card = folder / "card.json"
     if card.is_file():
-        same(recipe, read(card)["recipe"], folder)
+        same(recipe, read(card).get("recipe"), folder)
         return folder
     _room(out, recipe)
     start = make_start(out)
@@ -74,12 +75,8 @@ def make(recipe: Recipe, out: Path) -> Path:
     model, tokenizer = load_directory(start, "bfloat16", device)
     rows = [_encode(d, tokenizer) for d in _documents(recipe, out, model, tokenizer)]
     plan = list(batches(rows, recipe))
-    masters = {name: p.float() for name, p in model.named_parameters() if "embed" not in name}
     stored, _ = load_directory(start, "float32", device)
-    for name, p in stored.named_parameters():
-        if name in masters:
-            masters[name] = torch.nn.Parameter(p.detach().clone())
-    del stored
+    masters = {name: p for name, p in stored.named_parameters() if "embed" not in name}
     working = dict(model.named_parameters())
     for name, p in working.items():
         p.requires_grad_(name in masters)  # the embedding is a fifth of the model and would cost a fifth of the time
@@ -124,6 +121,7 @@ def make(recipe: Recipe, out: Path) -> Path:
             save(state, recipe, masters, optimizers, done, log, spent + elapsed)
     _store(recipe, masters, start, folder, log, spent + time.perf_counter() - began, model, tokenizer)
     state.unlink(missing_ok=True)
+    state.with_suffix(".half").unlink(missing_ok=True)
     return folder
 
 
@@ -247,7 +245,7 @@ def _store(
         model32.save_pretrained(half)
     tokenizer.save_pretrained(half)
     card = {
-        "recipe": asdict(recipe),
+        "recipe": settings(recipe),
         "steps": len(log),
         "examples": min(len(log) * recipe.batch, recipe.chains + recipe.chat),
         "loss": log,
@@ -313,7 +311,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def ran(main: Callable[[Sequence[str]], None], arguments: Sequence[str], usage: str | None) -> int:
     """Runs a script on its arguments, OUT first, and says in one or two lines what went wrong; the exit code."""
-    if not arguments or arguments[0].startswith("-"):
+    if not arguments or not arguments[0] or arguments[0].startswith("-"):
         say((usage or "").strip().split("\n\n")[1])
         return 2
     try:
@@ -323,9 +321,10 @@ def ran(main: Callable[[Sequence[str]], None], arguments: Sequence[str], usage: 
         if problem.fix:
             say(f"fix: {problem.fix}")
         return problem.exit_code
-    except OSError as problem:
-        say(f"error: {problem.filename or arguments[0]}: {problem.strerror}")
-        say("fix: give a folder that may be written: runs/smollm2/train.py OUT")
+    except (OSError, SafetensorError) as problem:
+        said = (problem.filename, problem.strerror) if isinstance(problem, OSError) else (None, None)
+        say(f"error: {said[0] or arguments[0]}: {said[1] or problem}")
+        say("fix: an OUT that may be written and has room; a model in it that is damaged is made anew once removed")
         return 2
     except KeyboardInterrupt:
         say("interrupted; the same command goes on from the last saved step")
