@@ -284,7 +284,6 @@ def test_a_shared_reading_in_bfloat16_errs_no_more_than_a_whole_one() -> None:
         for one in (found, whole)
     )
     assert 0 < error < 1.5 * usual
-    assert any(not torch.equal(a, b) for i in found for a, b in zip(found[i], whole[i], strict=True))
 
 
 @pytest.mark.parametrize("select", [LAST, PROMPT, GENERATION])

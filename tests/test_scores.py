@@ -228,6 +228,16 @@ def test_capped_logits_are_read_again_for_every_arm() -> None:
     assert thinks == opening_probs(other, [[1, 2, 3], [4]], [3]).tolist()
 
 
+def test_in_16_bits_a_model_is_no_distance_from_itself() -> None:
+    header = [7, 9, 5, 17, 30, 6, 1, 22, 40, 8, 11, 3, 5, 9, 30, 2, 17]
+    prompts, texts = [[*header, *own] for own in ([5, 17, 30], [1, 6, 5, 40, 2], [8])], [[3, 20, 21], [22, 3], [5]]
+    one, same = (load_directory(MODELS / "reasoning", "bfloat16")[0] for _ in range(2))
+    assert p_think_and_kl(same, reference_along(one, prompts, texts), [3, 5])[1] == [0.0, 0.0, 0.0]
+    handle = same.model.layers[0].register_forward_hook(lambda *_: None)  # steering by nothing
+    assert kl_per_token(one, same, prompts, texts) == [0.0, 0.0, 0.0]
+    handle.remove()
+
+
 def test_perplexity_weighs_tokens_not_pieces() -> None:
     few = [(2.0, 1), (6.0, 9)]
     assert perplexity(few)["value"] == pytest.approx(exp(8 / 10)) and perplexity(few)["low"] is None

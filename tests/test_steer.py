@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from deltalens.cli.main import main
 from deltalens.cli.steer import Steer
 from deltalens.direction.activations import Place, from_models
 from deltalens.direction.bank import read_bank, write_bank
@@ -142,7 +143,14 @@ def test_fewer_arms_write_and_all_are_scored(bank: str, generate: str, arms: int
     assert len({r["item"] for r in test if r["text"] is not None}) == (5 if arms else 0)
     assert all(r["kl"] is not None for r in test if r["mode"] == "free" and r["role"] != "baseline")
     broken = next(r for r in found.summary if r["metric"] == "breaking_point")
-    assert broken["value"] is not None or broken["method"].startswith("not asked along the curve")
+    assert broken["method"].endswith(f"{1 if arms else 0} of 2 strengths wrote completions")
+
+
+def test_without_completions_the_claim_is_still_printed(bank: str, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["--direction", bank, "--layers", "1", "--alpha", "1", "--n", "8", "--generate", "few", "--quiet"]
+    assert main(["steer", "family:instruct", *asked]) == 0
+    said = capsys.readouterr().out
+    assert "beside its controls" in said and "operating point: +1" in said and "largest control" in said
 
 
 def test_every_arm_has_its_rows(steered: Steered) -> None:

@@ -165,7 +165,8 @@ def show_arms(plan: "Plan", found: "Steered") -> None:
     rows = [r | {"arm": r["arm"] + " *" * (r["arm"] == found.point)} for r in rows]
     own = [r for r in rows if r["task"] == plan.test.task.name and r["metric"] not in _CLAIMS]
     generated = {r["arm"] for r in own if r["metric"] == "accuracy"}
-    show_task(plan.test.task.name, plan.test.task.description, [r for r in own if r["arm"] in generated])
+    if generated:
+        show_task(plan.test.task.name, plan.test.task.description, [r for r in own if r["arm"] in generated])
     show_text(plan.asked.text[0], rows)
     moved = [r for r in own if r.get("reference") == "baseline" and r["metric"] == plan.metric]
     level = {r["arm"]: r for r in own if r["metric"] == plan.metric and not r.get("reference")}

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from deltalens.model.forward import watched
 from deltalens.model.score import (
     branch_logits,
     continuation_log_probs,
@@ -28,14 +29,15 @@ class Reference:
     """A model along its own texts, read once for the KL of any number of arms.
 
     Its distributions themselves would take gigabytes (tokens × vocabulary); what its output embedding makes them of
-    gives them back exactly and is smaller by vocabulary / width.
+    gives them back and is smaller by vocabulary / width.
 
     Attributes:
         model: Unchanged since it was read.
         prompts: Token ids.
         texts: Its completions.
         states: By row, the inputs of the output embedding that predict its text, [tokens, d]; None where the logits
-            are not what that embedding gives (Gemma 2 caps them), so that every arm's KL reads the model again.
+            are not what that embedding gives (Gemma 2 caps them), or of 16 bits, in which it shows that prompts are
+            shared by the arms and not here: every arm's KL then reads the model again.
     """
 
     model: "PreTrainedModel"
@@ -47,7 +49,7 @@ class Reference:
 def reference_along(
     model: "PreTrainedModel", prompts: Sequence[Sequence[int]], texts: Sequence[Sequence[int]], batch_size: int = 64
 ) -> Reference:
-    """Reads a model along its completions of the prompts, in one pass per row."""
+    """Reads a model along its completions of the prompts, every row whole."""
     states: dict[int, Tensor] = {}
     rows: Iterator[tuple[Tensor, Tensor]] = iter(())
 
@@ -59,7 +61,7 @@ def reference_along(
     try:
         for i, logits in continuation_logits(model, prompts, texts, batch_size):
             state, given = (x[-len(texts[i]) :] for x in next(rows))
-            if not torch.equal(given.float(), logits):
+            if given.dtype != torch.float32 or not torch.equal(given, logits):
                 return Reference(model, prompts, texts, None)
             states[i] = state.clone()  # a view would keep the whole batch
     finally:
@@ -111,11 +113,10 @@ def kl_per_token(
     """
     found: list[float | None] = [None] * len(prompts)
     rows, texts = _common(reference, model, texts)
-    pairs = zip(
-        continuation_logits(reference, prompts, texts, batch_size),
-        continuation_logits(model, prompts, texts, batch_size),
-        strict=True,
-    )
+    # Both are read in the same way, whose rounding in 16 bits would else be taken for a difference.
+    share = not (watched(reference) or watched(model))
+    theirs_ours = (continuation_logits(m, prompts, texts, batch_size, share) for m in (reference, model))
+    pairs = zip(*theirs_ours, strict=True)
     for (i, theirs), (_, ours) in pairs:
         found[i] = _kl(theirs, ours, rows)
     return found

@@ -15,6 +15,9 @@ from deltalens.evaluate.tasks.registry import can, defaults, task
 from deltalens.model.decoding import COLDEST, Decoding
 from deltalens.model.load import DEVICES, DTYPES
 
+MOST = 100_000
+"""Items of a task; more would be drawn and written out for minutes before anything else is said."""
+
 _N, _MAX_TOKENS = 200, 4096
 _TEMPERATURE = 0.6  # what makers of open reasoning models recommend; greedy decoding makes them loop
 _WINDOW = 64
@@ -220,8 +223,8 @@ def _count(found: Task, settings: Settings) -> int:
 
 
 def _check(settings: Settings) -> None:
-    if settings.n is not None and settings.n < 1:
-        raise BadInput(f"--n {settings.n} is not possible", "--n 200")
+    if settings.n is not None and not 1 <= settings.n <= MOST:
+        raise BadInput(f"--n {settings.n} is not possible", "--n 200" if settings.n < 1 else f"--n {MOST}")
     if not settings.seeds or any(not 0 <= seed < 2**63 for seed in settings.seeds):
         raise BadInput("seeds are whole numbers from 0 to 2^63 − 1, at least one", "--seed 0")
     if len(set(settings.seeds)) < len(settings.seeds):

@@ -11,7 +11,7 @@ from typing import Any
 
 from deltalens.checkpoint.header import one_line
 from deltalens.errors import BadInput
-from deltalens.evaluate.plan import Settings
+from deltalens.evaluate.plan import MOST, Settings
 from deltalens.evaluate.tasks.registry import task
 from deltalens.model.decoding import COLDEST
 from deltalens.model.load import DEVICES, DTYPES
@@ -31,7 +31,7 @@ _CHOICES = {"nulls": ("off", "default", "full"), "generate": GENERATE, "dtype": 
 _LEAST = dict.fromkeys(("n", "cells", "top", "batch_size"), 1)
 _LEAST |= dict.fromkeys(("max_tokens", "temperature", "generated", "minutes"), 0)
 _REAL = ("minutes", "temperature")
-_MOST = {"n": 100_000}  # more items would be written out for minutes before anything else is said
+_MOST = {"n": MOST}
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +200,8 @@ def _value(key: str, value: Any, like: Any, where: str) -> Any:
     if key in _CHOICES and value not in _CHOICES[key]:
         raise BadInput(f"{where}: {key} = {value!r} is not possible", nearest(value, _CHOICES[key]))
     if key in _LEAST and not _LEAST[key] <= value < 2**53:
-        raise BadInput(f"{where}: {key} = {value!r} is not possible", f"at least {_LEAST[key]}")
+        fix = f"at most {_MOST.get(key, 2**53 - 1)}" if value >= 2**53 else f"at least {_LEAST[key]}"
+        raise BadInput(f"{where}: {key} = {value!r} is not possible", fix)
     if key == "temperature" and 0 < value < COLDEST:
         raise BadInput(f"{where}: {key} = {value!r} is not possible", "0 for greedy, or 0.6")
     if key in _MOST and value > _MOST[key]:

@@ -26,11 +26,12 @@ from deltalens.sweep.matched import Matched
 from deltalens.sweep.pair import ALL, FEW, POINTS, Pairing, opened
 from deltalens.sweep.spectrum import Spectrum, along_ranks, energy, ranks, spectra
 
-VERSION = 3
+VERSION = 4
 """Raised whenever a row could change for the same input; stored parts of another version are redone."""
 
 MORE = {FEW: 0, POINTS: 1}
-"""Ranks beside operating points that write completions to find the functional rank; with all as many as it takes."""
+"""Ranks beside operating points that write completions to find the functional rank, the lowest first, of which a claim
+on rank 1 speaks; with all as many as it takes."""
 
 LEGEND = """\
 Δ_k: the leading k triples of each of the seven linear kinds in the base, all else at base; / √e_k: stretched to the
@@ -56,7 +57,8 @@ class FunctionalRank:
         energies: By rank, `full` last: e_k, the share of Σ‖Δ‖² of the seven kinds.
         inside: By rank, that of the base being 0, whether thinking and accuracy lie in the tuned model's intervals;
             None where it wrote no completions.
-        least: The least rank at which both do; None where none does, or there are too few items for an interval.
+        least: The least rank at which both are known to; None where none is, or there are too few items for an
+            interval.
         point: The operating point of what is put in.
     """
 
@@ -195,10 +197,12 @@ def _ranks(asked: Pairing, inside: Mapping[float, tuple[bool, bool | None]]) -> 
         least = next((x for x, pair in inside.items() if test(pair)), None)
         rule = "least k within the tuned model's interval"
         if least is None:
-            rule = "not even Δ_full is within the tuned model's"
+            rule = "not even Δ_full is within the tuned model's interval"
         silent = [x for x, (thinks, right) in inside.items() if right is None and (thinks or "accuracy" in name)]
         if name != next(iter(tests)) and any(least is None or x < least for x in silent):
             wrote = [f"{x:g}" for x, (_, right) in inside.items() if right is not None]
+            if least is None:
+                rule = "none is within the tuned model's interval"
             rule += f", of the k that wrote completions ({', '.join(wrote)})"
         if n < CLUSTERS and name != "functional_rank_accuracy":
             rule = f"n < {CLUSTERS}: no interval"

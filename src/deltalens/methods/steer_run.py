@@ -27,7 +27,7 @@ from deltalens.store.results import RESULTS, SELECT
 from deltalens.sweep.arms import Arm, breaking_point, broken, effect_minus_largest_control
 from deltalens.sweep.pair import ALL, FEW, POINTS
 
-VERSION = 2
+VERSION = 3
 """Raised whenever a row could change for the same input; stored parts of another version are redone."""
 
 BASELINE = Arm("baseline", "baseline")
@@ -164,8 +164,9 @@ def _steer(plan: Plan, load: Callable[[], Rig], done: _Done) -> Steered:
     broken_at = breaking_point(list(damage), list(damage.values()))
     rule = "least strength of 90 % of the largest effect, on select"
     why = "no strength of the grid" if broken_at is None else ", ".join(damage[broken_at])
-    if len(wrote) < len(tested.along) and broken_at is None:
-        why = f"not asked along the curve: {len(wrote)} of {len(tested.along)} strengths wrote completions"
+    if len(wrote) < len(tested.along):
+        asked = f"{len(wrote)} of {len(tested.along)} strengths wrote completions"
+        why = f"not asked along the curve: {asked}" if broken_at is None else f"{why}; {asked}"
     claims = [
         *tested.claims,
         {"metric": "operating_point", "n": len(chosen_on.items), "value": chosen.point, "method": rule},

@@ -34,6 +34,7 @@ def continuation_logits(
     prompts: Sequence[Sequence[int]],
     continuations: Sequence[Sequence[int]],
     batch_size: int = 64,
+    share: bool = True,
 ) -> Iterator[tuple[int, Float[Tensor, "tokens vocabulary"]]]:
     """For every row, in order of its length: its index and the float32 logits that predict its continuation.
 
@@ -44,11 +45,12 @@ def continuation_logits(
         prompts: Token ids, at least one each.
         continuations: Token ids that follow them; a row without any is left out.
         batch_size: Rows at a time, fewer where their logits would take more than 1 GiB.
+        share: Whether what all prompts begin with may be read once for all rows.
 
     Raises:
         BadInput: A row is empty or outgrows a table of positions, or half a batch does not fit into memory.
     """
-    for i, (logits,) in branch_logits(model, prompts, [continuations], batch_size):
+    for i, (logits,) in branch_logits(model, prompts, [continuations], batch_size, share):
         yield i, logits
 
 
@@ -57,6 +59,7 @@ def branch_logits(
     prompts: Sequence[Sequence[int]],
     branches: Sequence[Sequence[Sequence[int]]],
     batch_size: int = 64,
+    share: bool = True,
 ) -> Iterator[tuple[int, list[Float[Tensor, "tokens vocabulary"]]]]:
     """The same of several continuations of every prompt, each by itself; rows are in order of the first.
 
@@ -68,7 +71,7 @@ def branch_logits(
     lengths = [len(prompts[i]) + len(branches[0][i]) - 1 for i in rows]  # the last token predicts nothing asked for
     asked = [sum(len(texts[i]) + (0 if keeps_logits(model) else len(prompts[i])) for texts in branches) for i in rows]
     fitting = max(1, _LOGITS // (max(asked, default=1) * model.config.get_text_config().vocab_size))
-    prefix = _prefix(model, [prompts[i] for i in rows])
+    prefix = _prefix(model, [prompts[i] for i in rows]) if share else None
 
     @torch.no_grad()
     def score(at: list[int]) -> list[list[Float[Tensor, "tokens vocabulary"]]]:
@@ -178,8 +181,8 @@ def skip_probs(
     """`p_skip`: the probability that the closing tag starts within the first free tokens (ours).
 
     1 - ∏(1 - h_t) over t < `within`, where h_t is the probability of the whole tag after the t most likely tokens
-    that do not begin it: exact for `within` = 1; beyond, one path stands for all that do not close. One forward pass
-    for each t.
+    that do not begin it: exact for `within` = 1; beyond, one path stands for all that do not close, and
+    every t is a reading of its own.
 
     Args:
         model: A causal language model in evaluation mode.

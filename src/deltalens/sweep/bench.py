@@ -210,7 +210,10 @@ def bench(
 
     with workspace(out, record) as parts:
         if pairing.shared is not None:
-            pairing.shared.mkdir(exist_ok=True)
+            try:
+                pairing.shared.mkdir(exist_ok=True)
+            except FileExistsError as problem:
+                raise BadInput(f"{pairing.shared} is not a directory", f"rm {pairing.shared}") from problem
         both = sides, pairing.shared or parts
         yield Bench(pairing, lru_cache(1)(fresh), reference, kl, own, parts, both, progress)
 
@@ -328,7 +331,7 @@ def _side(pairing: Pairing, point: Point) -> str | None:
     """Which side of the pair a point is, under whatever name; None where it is an edit."""
     edit = dict(point.arm.edit)
     if not edit:
-        return TUNED
+        return TUNED if point.arm.name == TUNED else None
     whole = {"base": pairing.base, "tuned": pairing.tuned, "edit": [{"operator": "interpolate", "strength": 0.0}]}
     for name, strength in ((BASE, 0.0), (TUNED, 1.0)):
         whole["edit"][0]["strength"] = strength
