@@ -304,6 +304,7 @@ def test_another_size_of_vocabulary(tmp_path: Path) -> None:
         (["family:base", "--task", "refusal", "modular"], 2, "cannot encode"),
         (["family:base", "--task", "facts", "--n", "25"], 2, "--n 24"),
         (["family:base", "--n", "0"], 2, "--n 0 is not possible"),
+        (["family:base", "--n", "100001"], 2, "fix: --n 100000"),
         (["family:base", "--seed", "1", "1"], 2, "named twice"),
         (["family:base", "--max-tokens", "0"], 2, "--max-tokens"),
         (["family:base", "--batch-size", "0"], 2, "--batch-size"),
